@@ -1,0 +1,137 @@
+"""A pair table can be moved, derived and extended, and gives the bytes of an image wherever they lie."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from truepair.errors import UserError
+from truepair.pairs.index import index
+from truepair.pairs.table import PairTable
+
+IMAGES = []
+for shade in range(12):
+    with io.BytesIO() as buffer:
+        Image.new("RGB", (4 + shade, 5), (20 * shade, 0, 0)).save(buffer, "PNG")
+        IMAGES.append(buffer.getvalue())
+
+
+def write_tar(path: Path, count: int = 12) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            for suffix, data in (("png", IMAGES[number]), ("txt", f"shade {number}".encode())):
+                info = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> PairTable:
+    write_tar(tmp_path / "corpus" / "shards" / "0.tar")
+    index([tmp_path / "corpus" / "shards"], tmp_path / "corpus")
+    return PairTable.open(tmp_path / "corpus")
+
+
+def all_bytes(table: PairTable) -> list[bytes]:
+    return [table.image_bytes(row) for row in range(len(table))]
+
+
+def test_a_table_beside_its_shards_can_be_moved_with_them(table: PairTable, tmp_path: Path) -> None:
+    assert not Path(table.sources[0].path).is_absolute()
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    assert all_bytes(PairTable.open(tmp_path / "elsewhere")) == IMAGES
+
+
+def test_a_table_apart_from_its_shards_can_be_moved_without_them(tmp_path: Path) -> None:
+    index([write_tar(tmp_path / "0.tar")], tmp_path / "t" / "table")
+    (tmp_path / "t").rename(tmp_path / "u")
+    assert all_bytes(PairTable.open(tmp_path / "u" / "table")) == IMAGES
+
+
+def test_a_derived_table_has_rows_columns_and_images_and_is_its_own(table: PairTable, tmp_path: Path) -> None:
+    table.add_column("score", np.arange(12.0), {"by": "test"})
+    derived = table.derive(tmp_path / "deep" / "derived")
+    derived.add_column("score", np.zeros(12), {"by": "other"})
+    again = PairTable.open(tmp_path / "deep" / "derived")
+    assert all_bytes(again) == IMAGES
+    assert again.made["score"] == {"by": "other"}
+    assert again.captions()[3] == ["shade 3"]
+    np.testing.assert_array_equal(again.numbers("score"), np.zeros(12))
+    np.testing.assert_array_equal(PairTable.open(table.path).numbers("score"), np.arange(12.0))
+
+
+def test_deriving_onto_something_is_refused(table: PairTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not empty"):
+        table.derive(tmp_path)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_bytes_inside_a_parquet_are_read_at_random(tmp_path: Path, wrapped: bool) -> None:
+    images = [{"bytes": data, "path": None} for data in IMAGES] if wrapped else IMAGES
+    texts = [f"shade {n}" for n in range(12)]
+    pq.write_table(pa.table({"image": images, "caption": texts}), tmp_path / "a.parquet", row_group_size=5)
+    index([tmp_path / "a.parquet"], tmp_path / "table")
+    table = PairTable.open(tmp_path / "table")
+    for row in np.random.default_rng(0).permutation(12):
+        assert table.image_bytes(int(row)) == IMAGES[row]
+
+
+def test_a_source_that_shrank_is_said_not_fed(table: PairTable) -> None:
+    path = table.source_path(0)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(OSError, match="changed since it was indexed"):
+        PairTable.open(table.path).image_bytes(11)
+
+
+def test_groups_are_equal_images(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate([IMAGES[0], IMAGES[1], IMAGES[0]]):
+        (folder / f"{number}.png").write_bytes(image)
+        (folder / f"{number}.txt").write_text(f"text {number}")
+    index([folder], tmp_path / "table")
+    first, second, third = PairTable.open(tmp_path / "table").groups("sha")
+    assert first == third != second
+
+
+def test_columns_of_the_index_and_of_wrong_length_are_refused(table: PairTable) -> None:
+    with pytest.raises(UserError, match="belongs to the index"):
+        table.add_column("sha", ["x"] * 12, {})
+    with pytest.raises(ValueError, match="3 values for 12 rows"):
+        table.add_column("score", [1, 2, 3], {})
+
+
+def test_asking_for_the_wrong_kind_of_column_is_a_user_error(table: PairTable) -> None:
+    with pytest.raises(UserError, match="numbers are needed"):
+        table.numbers("key")
+    with pytest.raises(UserError, match="does not hold strings"):
+        table.strings("size")
+    with pytest.raises(UserError, match="lists of captions"):
+        table.captions("key")
+    with pytest.raises(UserError, match="no column 'p_noise'; it has row, key"):
+        table.numbers("p_noise")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "not a pair table"),
+        ("{", "cannot be read"),
+        ('{"version": 1}', "cannot be read"),
+        (json.dumps({"version": 99, "sources": []}), "version 99"),
+        (json.dumps({"version": 1, "sources": [], "caption_column": "caption", "made": {}}), "index it again"),
+    ],
+)
+def test_what_is_no_table_is_a_user_error(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "table.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        PairTable.open(tmp_path)

@@ -1,0 +1,16 @@
+"""Measures a model on data: zero-shot classification, retrieval, noise detection, and the audit of a pair table."""
+
+from truepair.evaluate.audit import AuditResult as AuditResult
+from truepair.evaluate.audit import audit as audit
+from truepair.evaluate.classes import ImageClasses as ImageClasses
+from truepair.evaluate.features import Encoder as Encoder
+from truepair.evaluate.features import image_features as image_features
+from truepair.evaluate.features import text_features as text_features
+from truepair.evaluate.noise import NoiseResult as NoiseResult
+from truepair.evaluate.noise import noise_detection as noise_detection
+from truepair.evaluate.noise import score_pairs as score_pairs
+from truepair.evaluate.retrieval import RetrievalResult as RetrievalResult
+from truepair.evaluate.retrieval import recall_at_k as recall_at_k
+from truepair.evaluate.retrieval import retrieval as retrieval
+from truepair.evaluate.zeroshot import ZeroShotResult as ZeroShotResult
+from truepair.evaluate.zeroshot import zero_shot as zero_shot

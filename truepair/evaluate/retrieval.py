@@ -1,0 +1,99 @@
+"""Retrieval both ways: does an image find one of its captions, does a caption find one of its images?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from truepair.errors import UserError
+from truepair.evaluate.features import Encoder, Progress, reasons
+from truepair.evaluate.pairs import encode_pairs
+from truepair.evaluate.ranks import Positives, positives, probability_of_hit
+from truepair.evaluate.result import benchmark_json
+from truepair.pairs.table import PairTable
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Recall@k as k -> share of queries in [0, 1]; queries are the distinct images and the distinct captions.
+
+    skipped: reason -> number of images, or rows without a caption, left out.
+    """
+
+    image_to_text: dict[int, float]
+    text_to_image: dict[int, float]
+    n_images: int
+    n_texts: int
+    dataset: str
+    model: str
+    skipped: dict[str, int]
+
+    def to_json(self, pretrained: str = "") -> dict[str, Any]:
+        """The result in CLIP_benchmark's fields; there "image_retrieval" means text to image."""
+        metrics = {f"image_retrieval_recall@{k}": recall for k, recall in self.text_to_image.items()}
+        metrics |= {f"text_retrieval_recall@{k}": recall for k, recall in self.image_to_text.items()}
+        return benchmark_json(self.dataset, self.model, pretrained, "zeroshot_retrieval", metrics)
+
+
+def recall_at_k(
+    queries: Tensor, keys: Tensor, right: Positives, ks: Sequence[int], *, tile: tuple[int, int] | None = None
+) -> dict[int, float]:
+    """k -> share of queries with at least one right key among their k nearest keys (CLIP_benchmark's convention).
+
+    queries (n, D), keys (m, D): float32 unit rows on one device. Memory beside them: one `tile` of scores.
+    Ties (within 1e-6 in cosine) count as a random order does on average: a collapsed model scores as guessing would.
+    """
+    hits = probability_of_hit(queries, keys, right, ks, tile=tile)
+    return {k: float(hit.mean()) for k, hit in zip(ks, hits, strict=True)}
+
+
+def retrieval(
+    model: Encoder,
+    table: PairTable,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    captions_per_image: int | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> RetrievalResult:
+    """Search all images with every caption and all captions with every image.
+
+    Rows with identical image bytes are one image with all their captions; identical captions are one text with all
+    their images.
+    `captions_per_image`: only the first so many captions of a row. `rows`: only these rows of the table.
+    Images that cannot be decoded are left out, and with them the captions that no other image has.
+    Raises UserError if nothing is left.
+    """
+    pairs = encode_pairs(
+        model,
+        table,
+        rows=rows,
+        captions_per_row=captions_per_image,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
+    image, text = pairs.image_of_row[pairs.row_of_caption], pairs.text_of_caption
+    image, text = image[image >= 0], text[image >= 0]
+    if not len(image):
+        raise UserError(
+            f"{table.path} has no image with a caption to evaluate; its rows were skipped: {reasons(pairs.skipped)}"
+        )
+    used_images, image = np.unique(image, return_inverse=True)
+    used_texts, text = np.unique(text, return_inverse=True)
+    images = pairs.images[used_images].to(model.device)
+    texts = pairs.texts[used_texts].to(model.device)
+    return RetrievalResult(
+        image_to_text=recall_at_k(images, texts, positives(image, text, len(images)), ks),
+        text_to_image=recall_at_k(texts, images, positives(text, image, len(texts)), ks),
+        n_images=len(images),
+        n_texts=len(texts),
+        dataset=table.path.name,
+        model=model.name,
+        skipped=reasons(pairs.skipped),
+    )

@@ -1,0 +1,16 @@
+"""The methods: one paper, one file. `METHODS` is all there is to registering one."""
+
+from truepair.errors import UserError
+from truepair.methods.base import Method
+from truepair.methods.clip import Clip
+from truepair.methods.gate import Gate
+from truepair.methods.siglip import Siglip
+
+METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip, "gate": Gate}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method by its name on the command line; raises UserError for an unknown one."""
+    if name not in METHODS:
+        raise UserError(f"no method {name!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,97 @@
+"""What a method is: how far to believe a pair, how far to believe a relation, and which extra heads it trains."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from truepair.models.dual import DualEncoder
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the rest of the house. The loop reads it; nothing else has to change for a new method."""
+
+    captions: int = 1  # K captions a row at least
+    views: int = 1  # V independent crops an image
+    columns: tuple[str, ...] = ()  # numeric columns of the table
+    init_scale: float | None = None  # initial 1/τ of a fresh model, None: the model's own
+    init_bias: float | None = None  # initial logit bias of a fresh model, None: no bias
+
+
+@dataclass
+class Inputs:
+    """One micro-batch of b pairs on the device."""
+
+    images: Tensor  # (V, b, 3, S, S) uint8, augmented
+    tokens: Tensor  # (b·K, L)
+
+
+@dataclass
+class Features:
+    """What `embed` makes of the inputs. Every tensor's first dimension is b, or b·K for what is one per caption.
+
+    `extra` may hold anything else a method computes for each sample (twin features, a per-sample language-modelling
+    loss): it is cached, concatenated and differentiated as the two embeddings are.
+    """
+
+    image: Tensor  # (b, D) unit rows
+    text: Tensor  # (b·K, D) unit rows
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of the B pairs of this rank's part of a batch."""
+
+    rows: Tensor  # (B,) row numbers in the table
+    p_noise: Tensor  # (B,) float32 of the noise model; zeros until its first fit
+    columns: dict[str, Tensor]  # the columns asked for in `Needs`
+    epoch: float  # epochs done so far, with fraction
+    epochs: int  # of the whole run
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Result of a method: `total` to descend, `per_pair` for the noise model, `logs` to print."""
+
+    total: Tensor  # () as `losses.weighted_mean` returns it: its mean over ranks is the global loss
+    per_pair: Tensor  # (B,) without gradient; high means hard to believe
+    logs: dict[str, Tensor] = field(default_factory=dict)  # () each, local to the rank; averaged over ranks
+
+
+class Method(nn.Module):
+    """A method is a file with a dataclass of options and this class. Extra heads are its sub-modules.
+
+    `embed` runs on micro-batches and sees the model; `loss` runs once on the whole batch and sees features only, so
+    gradient caching (`--optim.accumulation`), gathering and precision stay outside of every method.
+    """
+
+    Options: ClassVar[type[Any]]
+    needs: Needs = Needs()
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def embed(self, model: DualEncoder, inputs: Inputs) -> Features:
+        """Features of b pairs, with gradient. Override to add a twin's features, tokens, or a per-sample loss."""
+        return Features(model.encode_image(inputs.images[0]), model.encode_text(inputs.tokens))
+
+    def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
+        """Loss of this rank's B pairs against the global batch; scale () = 1/τ, bias () or None."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def chance_loss(self, batch_size: int) -> float | None:
+        """Loss of a model that tells no pair from another, ln(B) for softmax; None where it has no such level."""
+        return math.log(batch_size)
+
+    def after_step(self, model: DualEncoder) -> None:
+        """Called after every optimiser step (a momentum twin follows the student here)."""
+
+
+def per_pair_mean(i2t: Tensor, t2i: Tensor) -> Tensor:
+    """½(i2t + t2i) for each pair (B,), each direction's rows (B or B·K) averaged over the pair's captions."""
+    pairs = min(len(i2t), len(t2i))
+    return (i2t.view(pairs, -1).mean(dim=1) + t2i.view(pairs, -1).mean(dim=1)) / 2

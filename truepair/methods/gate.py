@@ -1,0 +1,32 @@
+"""gate: CLIP in which a pair counts as much as it is believed, 1 - p_noise. The simplest robust baseline (ours)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from truepair.losses import softmax_rows, weighted_mean
+from truepair.methods.base import Features, Loss, Method, Pairs, per_pair_mean
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """power: the weight is (1 - p_noise)^power; 1 is the plain expectation, more is stricter. Provenance: ours."""
+
+    power: float = 1.0
+
+
+class Gate(Method):
+    """L = Σ_i w_i l_i / Σ_i w_i, l_i CLIP's loss of the pair, w_i = 1 - p_noise_i.
+
+    A doubted pair is not pulled together; it still serves as a negative for the others. The noise model decides when
+    weighting starts (`--noise.warmup-epochs`): until its first fit p_noise is 0 and this is CLIP.
+    """
+
+    Options = GateOptions
+
+    def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
+        i2t = softmax_rows(features.image, features.text, scale)  # (B,)
+        t2i = softmax_rows(features.text, features.image, scale)  # (B·K,)
+        rows = per_pair_mean(i2t, t2i)  # (B,)
+        weight = (1 - pairs.p_noise) ** self.options.power
+        return Loss(weighted_mean(rows, weight), rows.detach(), {"weight": weight.mean()})

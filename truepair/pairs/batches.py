@@ -1,0 +1,151 @@
+"""Batches for training: decoded and cropped in worker processes, in the table's order, from any step on."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from truepair.errors import UserError
+from truepair.pairs import draws
+from truepair.pairs.image import ImageError, decode_crop, random_crop
+from truepair.pairs.order import Order
+from truepair.pairs.table import PairTable
+from truepair.pairs.text import Tokenizer, draw_captions, tokenize
+
+SUBSTITUTES = 32  # unreadable images in a row after which the source, not an image, must be broken
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row whose image could not be used at one place of the order; another row stood in for it."""
+
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass
+class Batch:
+    """B pairs of this rank. Rows are the table's; captions of one row lie together."""
+
+    rows: Tensor  # (B,) int64
+    images: Tensor  # (V, B, S, S, 3) uint8, V independent crops of each image
+    tokens: Tensor  # (B·K, L) int64, trimmed to the longest caption
+    columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B, …)
+    skipped: list[Skip] = field(default_factory=list)
+    repeated_captions: int = 0  # captions that another pair of this batch has too
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**(values | moved | {"columns": {name: move(value) for name, value in self.columns.items()}}))
+
+    def pin_memory(self) -> "Batch":
+        """Page-locked copy (called by DataLoader)."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """On `device`, copied without waiting where the memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class BatchSource(Dataset[Batch]):
+    """Makes the batch of (epoch, step): what a worker process runs.
+
+    table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
+    captions: K a row. views: V crops an image. crop_scale: area range of the random crop.
+    columns: numeric columns of the table that the method reads. rank, world: this rank's share.
+    """
+
+    table: PairTable
+    order: Order
+    tokenizer: Tokenizer
+    pad_id: int | None
+    size: int
+    captions: int = 1
+    views: int = 1
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    caption_column: str = ""
+    columns: Sequence[str] = ()
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        epoch, step = place
+        wanted = self.order.local(epoch, step, self.rank, self.world)
+        rows = wanted.copy()
+        images = np.empty((self.views, len(rows), self.size, self.size, 3), np.uint8)
+        crops = [self._crops(rows, epoch, view) for view in range(self.views)]
+        skipped: list[Skip] = []
+        for i, row in enumerate(rows.tolist()):
+            try:
+                data = self.table.image_bytes(row)
+                for view in range(self.views):
+                    images[view, i] = decode_crop(data, self.size, crops[view][i])
+            except (ImageError, OSError) as error:
+                skipped.append(_skip(row, error))
+                rows[i] = self._substitute(row, epoch, images[:, i], skipped)
+        captions = self.table.captions(self.caption_column)
+        texts = draw_captions([captions[row] for row in rows.tolist()], rows, self.captions, self.seed, epoch)
+        return Batch(
+            rows=torch.from_numpy(rows),
+            images=torch.from_numpy(images),
+            tokens=tokenize(self.tokenizer, texts, self.pad_id),
+            columns={name: torch.from_numpy(np.asarray(self.table.numbers(name)[rows])) for name in self.columns},
+            skipped=skipped,
+            repeated_captions=len(texts) - len(set(texts)),
+        )
+
+    def _crops(self, rows: Any, epoch: int, view: int) -> Any:
+        uniform = draws.uniform(rows, 4, self.seed, epoch, draws.CROP, view)
+        width, height = self.table.numbers("width")[rows], self.table.numbers("height")[rows]
+        return random_crop(width, height, uniform, self.crop_scale)
+
+    def _substitute(self, row: int, epoch: int, image: Any, skipped: list[Skip]) -> int:
+        """Fill `image` (V, S, S, 3) from another row, chosen by the missing row's number alone, and return that row."""
+        for attempt in range(SUBSTITUTES):
+            drawn = draws.bits(np.array([row]), self.seed, epoch, draws.SUBSTITUTE, attempt)[0]
+            other = int(self.order.rows[int(drawn) % len(self.order.rows)])
+            try:
+                data = self.table.image_bytes(other)
+                for view in range(self.views):
+                    image[view] = decode_crop(data, self.size, self._crops(np.array([other]), epoch, view)[0])
+                return other
+            except (ImageError, OSError) as error:
+                skipped.append(_skip(other, error))
+        raise UserError(f"{SUBSTITUTES} images in a row cannot be read, from row {row} on: {skipped[-1].detail}")
+
+
+def _skip(row: int, error: ImageError | OSError) -> Skip:
+    reason = error.reason if isinstance(error, ImageError) else "source changed or missing"
+    return Skip(row, reason, str(error)[:200])
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which then ends its workers
+
+
+def batches(source: BatchSource, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """The batches of the global steps [start, stop) (epoch = step // steps an epoch), made by `workers` processes.
+
+    The result does not depend on `workers`; 0 makes the batches in this process.
+    """
+    steps = source.order.steps
+    loader: DataLoader[Batch] = DataLoader(
+        source,
+        batch_size=None,
+        sampler=[divmod(step, steps) for step in range(start, stop)],
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)

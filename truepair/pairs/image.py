@@ -1,0 +1,131 @@
+"""From the bytes of an image file to uint8 pixels: probing, decoding, cropping; never a float."""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+MAX_PIXELS = 89_478_485  # Pillow's own warning level for decompression bombs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # an allow-list: Pillow reads others through external programs
+
+
+class ImageError(Exception):
+    """The bytes are no usable image; `reason` is the short name under which it is counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where to cut, as fractions of the image: left, top, width, height in [0, 1]."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An opened, not yet decoded image; whatever Pillow raises becomes an ImageError with a named reason."""
+    if not data:
+        raise ImageError("empty image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError("bomb-sized image", f"{image.width}x{image.height} > {max_pixels} pixels")
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ImageError("bomb-sized image", str(error)) from None
+    except (OSError, ValueError, SyntaxError, OverflowError, EOFError, KeyError, IndexError, MemoryError) as error:
+        raise ImageError("unreadable image", str(error)[:200]) from None
+
+
+def probe(data: bytes, *, full: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of an encoded image, from its header; `full` decodes every pixel to find truncated files too.
+
+    Raises:
+        ImageError: "empty image", "unreadable image" or "bomb-sized image" (more than `max_pixels`).
+    """
+    with _opened(data, max_pixels) as image:
+        if full:
+            image.load()
+        return image.width, image.height
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB, transparency over white (as browsers show it on a page) instead of Pillow's arbitrary hidden colours."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode, cut `crop` and resize it to (size, size, 3) uint8, for training.
+
+    A JPEG is decoded at the smallest of its 1/1, 1/2, 1/4, 1/8 scales that still covers the wanted resolution, and
+    the cut is resized straight from the decoded image, bicubic; both stay in uint8. Raises ImageError.
+    """
+    with _opened(data, max_pixels) as image:
+        if image.format == "JPEG":
+            image.draft("RGB", (math.ceil(size / crop.width), math.ceil(size / crop.height)))
+        pixels = _rgb(image)
+        left, top = crop.left * pixels.width, crop.top * pixels.height
+        right = min(left + max(crop.width * pixels.width, 1), pixels.width)
+        bottom = min(top + max(crop.height * pixels.height, 1), pixels.height)
+        box = (min(left, right - 1), min(top, bottom - 1), right, bottom)
+        cut = pixels.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        return np.asarray(cut)
+
+
+def decode_centre(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode, resize the shorter side to `size` (bicubic) and cut the centre: (size, size, 3) uint8, for evaluation.
+
+    Pixels equal open_clip's validation transform before its conversion to float. Raises ImageError.
+    """
+    with _opened(data, max_pixels) as image:
+        pixels = _rgb(image)
+        width, height = pixels.size
+        if width <= height:  # torchvision's Resize truncates the longer side
+            new_width, new_height = size, max(int(size * height / width), size)
+        else:
+            new_width, new_height = max(int(size * width / height), size), size
+        if (new_width, new_height) != (width, height):
+            pixels = pixels.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+        return np.asarray(pixels.crop((left, top, left + size, top + size)))
+
+
+def random_crop(
+    width: npt.NDArray[np.integer],
+    height: npt.NDArray[np.integer],
+    uniform: npt.NDArray[np.float64],
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> list[Crop]:
+    """The crops of torchvision's RandomResizedCrop (area in `scale`, aspect in `ratio`), vectorised over B images.
+
+    `uniform` (B, 4) in [0, 1) is all the randomness: area, log-aspect, left, top. Where torchvision would try again
+    because a side sticks out, the side is clipped to the image.
+    """
+    area = width * height * (scale[0] + uniform[:, 0] * (scale[1] - scale[0]))
+    aspect = np.exp(np.log(ratio[0]) + uniform[:, 1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    cut_width = np.minimum(np.sqrt(area * aspect), width) / width
+    cut_height = np.minimum(np.sqrt(area / aspect), height) / height
+    left, top = uniform[:, 2] * (1 - cut_width), uniform[:, 3] * (1 - cut_height)
+    return [Crop(*map(float, row)) for row in np.stack([left, top, cut_width, cut_height], axis=1)]

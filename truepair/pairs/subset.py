@@ -1,0 +1,68 @@
+"""Subsets of a table: lists of rows, which filter a run without touching a shard."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from truepair.errors import UserError
+from truepair.pairs.columns import write_parquet
+from truepair.pairs.table import PairTable
+
+UID = np.dtype("u8,u8")  # DataComp's form of a 128-bit identifier
+
+
+def rows_in_use(table: PairTable, keep: str = "", max_p_noise: float = 1.0) -> npt.NDArray[np.int64]:
+    """Ascending row numbers that pass both filters.
+
+    keep: a Parquet file with a column `row`, or a .npy of DataComp's u8,u8 uids (ours: the 128 bits of `sha`).
+    max_p_noise: rows whose column p_noise is greater are left out; 1 keeps all and needs no such column.
+    Raises UserError if a row does not exist or nothing is left.
+    """
+    rows = np.arange(len(table))
+    if keep:
+        rows = read_subset(table, Path(keep))
+    if max_p_noise < 1:
+        rows = rows[table.numbers("p_noise")[rows] <= max_p_noise]
+    if not len(rows):
+        raise UserError(f"no pair of {table.path} is left to use (keep={keep!r}, max_p_noise={max_p_noise})")
+    return rows
+
+
+def read_subset(table: PairTable, path: Path) -> npt.NDArray[np.int64]:
+    """Ascending, distinct row numbers of a subset file (`rows_in_use`)."""
+    try:
+        if path.suffix == ".npy":
+            wanted = np.load(path, allow_pickle=False)
+            if wanted.dtype != UID:
+                raise UserError(f"{path} holds {wanted.dtype}, not DataComp's u8,u8 uids")
+            return np.flatnonzero(np.isin(uids(table), wanted))
+        rows = np.unique(pq.read_table(path, columns=["row"]).column("row").to_numpy().astype(np.int64))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(
+            f"subset {path} cannot be read (Parquet with a column `row`, or .npy of uids): {error}"
+        ) from None
+    if len(rows) and (rows[0] < 0 or rows[-1] >= len(table)):
+        raise UserError(f"subset {path} names row {int(rows[-1])}, {table.path} has rows 0 to {len(table) - 1}")
+    return rows
+
+
+def write_subset(table: PairTable, rows: npt.NDArray[np.int64], path: Path) -> None:
+    """Write row numbers as Parquet (column `row`), or, for a name ending in .npy, as sorted u8,u8 uids."""
+    if path.suffix == ".npy":
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.sort(uids(table)[rows]))
+        partial.replace(path)
+    else:
+        write_parquet(path, {"row": np.sort(rows)})
+
+
+def uids(table: PairTable) -> npt.NDArray[np.void]:
+    """(n,) u8,u8: the 128 bits of each row's image hash, high half first."""
+    text = table.strings("sha").blob.tobytes()
+    words = np.frombuffer(bytes.fromhex(text.decode("ascii")), dtype=">u8").reshape(-1, 2)
+    out = np.empty(len(words), UID)
+    out["f0"], out["f1"] = words[:, 0], words[:, 1]
+    return out

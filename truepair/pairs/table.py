@@ -1,0 +1,226 @@
+"""The pair table: a directory in which a pair is a row for ever, and everything known about it is a column."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from truepair.errors import UserError
+from truepair.pairs import columns
+from truepair.pairs.columns import Column, StringLists, Strings
+
+VERSION = 1
+PAIRS = "pairs.parquet"
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("source", pa.int32()),  # index into table.json's sources
+        ("offset", pa.int64()),  # tar: byte offset of the image; parquet: row in the file; folder: -1
+        ("size", pa.int64()),  # bytes of the image
+        ("path", pa.string()),  # folder: path below the source; tar: member name
+        ("caption", pa.list_(pa.string())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha", pa.string()),  # first 128 bits of the SHA-256 of the image bytes, hexadecimal
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where image bytes lie: a tar, a folder, or a Parquet file with a bytes column."""
+
+    path: str  # absolute, or relative to the table's directory when inside it
+    kind: str  # "tar" | "folder" | "parquet"
+    column: str = ""  # parquet: the bytes column
+
+
+@dataclass
+class PairTable:
+    """An opened pair table. Columns are mapped on first use; images are read in place, from the user's own files."""
+
+    path: Path
+    sources: list[Source]
+    caption_column: str = "caption"  # the caption column in force (corrupting or rewriting captions adds another)
+    made: dict[str, Any] = field(default_factory=dict)  # column name -> how it was made
+
+    @classmethod
+    def open(cls, path: str | Path) -> "PairTable":
+        """Open the table in directory `path`; raises UserError if there is none."""
+        path = Path(path)
+        try:
+            meta = json.loads((path / "table.json").read_text())
+            sources = [Source(**source) for source in meta["sources"]]
+        except (FileNotFoundError, NotADirectoryError):
+            hint = "make one with: truepair index SOURCE --out TABLE"
+            raise UserError(f"{path} is not a pair table (no table.json); {hint}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path / 'table.json'} cannot be read: {error!r}") from None
+        if meta.get("version") != VERSION:
+            raise UserError(
+                f"{path} is a pair table of version {meta.get('version')}; this truepair reads version {VERSION}"
+            )
+        if not (path / PAIRS).is_file():
+            raise UserError(f"{path} has a table.json but no {PAIRS}; index it again")
+        return cls(path, sources, meta["caption_column"], meta["made"])
+
+    def save(self) -> None:
+        """Write table.json, atomically."""
+        meta = {
+            "version": VERSION,
+            "rows": len(self),
+            "caption_column": self.caption_column,
+            "sources": [asdict(source) for source in self.sources],
+            "made": self.made,
+        }
+        partial = self.path / f".table.json.partial-{os.getpid()}"
+        partial.write_text(json.dumps(meta, indent=1) + "\n")
+        partial.replace(self.path / "table.json")
+
+    @cached_property
+    def _rows(self) -> int:
+        return int(pq.read_metadata(self.path / PAIRS).num_rows)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    # -- columns ---------------------------------------------------------------------------------------------------
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the added columns (those under columns/)."""
+        return sorted(file.stem for file in (self.path / "columns").glob("*.parquet"))
+
+    def parquet(self, name: str) -> Path:
+        """The Parquet file that holds column `name`."""
+        if name in SCHEMA.names:
+            return self.path / PAIRS
+        file = self.path / "columns" / f"{name}.parquet"
+        if not file.is_file():
+            known = ", ".join([*SCHEMA.names, *self.column_names])
+            raise UserError(f"pair table {self.path} has no column {name!r}; it has {known}")
+        return file
+
+    def column(self, name: str) -> Column:
+        """Column `name` as a memory-mapped array (n,) or (n, d), `Strings` or `StringLists`."""
+        if name not in self._mapped:
+            self._mapped[name] = columns.open_column(self.parquet(name), name)
+            if len(self._mapped[name]) != len(self):
+                raise UserError(f"{self.parquet(name)} has {len(self._mapped[name])} rows, the table {len(self)}")
+        return self._mapped[name]
+
+    @cached_property
+    def _mapped(self) -> dict[str, Column]:
+        return {}
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """Column `name`, which must be numeric or boolean."""
+        values = self.column(name)
+        if not isinstance(values, np.ndarray):
+            raise UserError(f"column {name!r} of {self.path} holds text, numbers are needed")
+        return values
+
+    def strings(self, name: str) -> Strings:
+        """Column `name`, which must hold one string a row."""
+        values = self.column(name)
+        if not isinstance(values, Strings):
+            raise UserError(f"column {name!r} of {self.path} does not hold strings")
+        return values
+
+    def captions(self, name: str = "") -> StringLists:
+        """The captions of every row, from the column in force or from `name`."""
+        values = self.column(name or self.caption_column)
+        if not isinstance(values, StringLists):
+            raise UserError(f"column {name or self.caption_column!r} of {self.path} does not hold lists of captions")
+        return values
+
+    def groups(self, name: str) -> npt.NDArray[np.int64]:
+        """An integer per row (n,), equal exactly where column `name` is equal; `groups("sha")`: identical images."""
+        return columns.codes(self.parquet(name), name)
+
+    def add_column(self, name: str, values: Sequence[Any] | npt.NDArray[Any] | pa.Array, made: dict[str, Any]) -> None:
+        """Add or replace column `name` (n rows, in row order); `made` says how, and is kept in table.json."""
+        if name in SCHEMA.names:
+            raise UserError(f"column {name!r} belongs to the index and cannot be replaced; choose another name")
+        if len(values) != len(self):
+            raise ValueError(f"column {name!r} has {len(values)} values for {len(self)} rows")
+        columns.write_parquet(self.path / "columns" / f"{name}.parquet", {name: values})
+        self._mapped.pop(name, None)
+        self.made[name] = made
+        self.save()
+
+    def derive(self, out: str | Path) -> "PairTable":
+        """A new table in the empty directory `out` with the same rows, columns and sources; images are not touched."""
+        out = Path(out)
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} exists and is not empty; choose another --out or remove it")
+        (out / "columns").mkdir(parents=True, exist_ok=True)
+        for file in [self.path / PAIRS, *(self.path / "columns").glob("*.parquet")]:
+            shutil.copy2(file, out / file.relative_to(self.path))
+        sources = [Source(str(self.source_path(i)), s.kind, s.column) for i, s in enumerate(self.sources)]
+        table = PairTable(out, sources, self.caption_column, dict(self.made))
+        table.save()
+        return table
+
+    # -- image bytes -----------------------------------------------------------------------------------------------
+
+    def source_path(self, source: int) -> Path:
+        """Absolute path of a source (relative ones are stored below the table's directory)."""
+        return (self.path / self.sources[source].path).absolute()
+
+    def image_bytes(self, row: int) -> bytes:
+        """The bytes of a row's image file, read in place. Raises OSError if the source moved or shrank."""
+        source = int(self.numbers("source")[row])
+        size, offset = int(self.numbers("size")[row]), int(self.numbers("offset")[row])
+        match self.sources[source].kind:
+            case "tar":
+                data = os.pread(_descriptor(str(self.source_path(source))), size, offset)
+            case "folder":
+                data = (self.source_path(source) / self.strings("path")[row]).read_bytes()
+            case "parquet":
+                data = _parquet_value(str(self.source_path(source)), self.sources[source].column, offset)
+            case kind:
+                raise UserError(f"source {self.sources[source].path} has unknown kind {kind!r}")
+        if len(data) != size:
+            raise OSError(
+                f"{self.source_path(source)} gave {len(data)} bytes of {size}: it changed since it was indexed"
+            )
+        return data
+
+
+@lru_cache(maxsize=256)
+def _opened(path: str) -> Any:
+    return Path(path).open("rb", buffering=0)  # closed by the garbage collector when it leaves the cache
+
+
+def _descriptor(path: str) -> int:
+    return int(_opened(path).fileno())
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: str, column: str, group: int) -> pa.ChunkedArray:
+    with pq.ParquetFile(path, memory_map=True) as file:
+        return file.read_row_group(group, columns=[column]).column(0)
+
+
+@lru_cache(maxsize=256)
+def _row_group_starts(path: str) -> npt.NDArray[np.int64]:
+    meta = pq.read_metadata(path)
+    return np.cumsum([0] + [meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+
+
+def _parquet_value(path: str, column: str, row: int) -> bytes:
+    starts = _row_group_starts(path)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    value = _row_group(path, column, group)[row - int(starts[group])].as_py()
+    return bytes(value["bytes"] if isinstance(value, dict) else value)

@@ -1,0 +1,112 @@
+"""Checkpoints: whole or absent, each one also a model that open_clip loads by itself."""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from truepair.config import RunConfig
+from truepair.errors import UserError
+from truepair.models.dual import save_local_dir
+from truepair.train.ledger import Ledger
+from truepair.train.step import Trainee
+
+# What must not change between the runs that write and continue a checkpoint, or it would not be the same run.
+IDENTITY = ("method", "model", "batch_size", "epochs", "lr", "seed", "keep", "pairs", "optim", "noise", "options")
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What makes a run itself, of its configuration."""
+    values = dataclasses.asdict(config)
+    return {name: values[name] for name in IDENTITY}
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint on disk: `checkpoints/step-NNNNNNNN` of a run."""
+
+    folder: Path
+
+    @property
+    def step(self) -> int:
+        """Steps done when it was written."""
+        return int(self.folder.name.removeprefix("step-"))
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run, None if there is none."""
+    found = sorted(run.glob("checkpoints/step-*/identity.json"))
+    return Checkpoint(found[-1].parent) if found else None
+
+
+def save(
+    run: Path,
+    step: int,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    ledger: Ledger,
+    made_by: dict[str, Any],
+    keep_last: int,
+) -> Checkpoint:
+    """Write the state after `step` steps: under a temporary name, flushed to the disk, then renamed.
+
+    Older checkpoints than the last `keep_last` are removed afterwards. A kill at any moment leaves the former ones.
+    """
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_local_dir(trainee.model, partial)
+    torch.save({"optimizer": optimizer.state_dict(), "method": trainee.method.state_dict()}, partial / "state.pt")
+    ledger.save(partial / "ledger.npz")
+    (partial / "identity.json").write_text(json.dumps(made_by, indent=1))
+    for file in partial.iterdir():
+        _to_disk(file)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.replace(folder)
+    _to_disk(folder.parent)
+    for old in sorted(folder.parent.glob("step-*"))[:-keep_last]:
+        shutil.rmtree(old)
+    return Checkpoint(folder)
+
+
+def load(
+    checkpoint: Checkpoint,
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    ledger: Ledger,
+    wanted_by: dict[str, Any],
+) -> None:
+    """Bring everything back to the state after `checkpoint.step` steps. Raises UserError if it is of another run."""
+    folder = checkpoint.folder
+    try:
+        saved = json.loads((folder / "identity.json").read_text())
+        for name, value in json.loads(json.dumps(wanted_by)).items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f"{folder} was written with {name} = {saved.get(name)!r}, this run has {value!r}; "
+                    "resume with the former value or train into another --out"
+                )
+        weights = load_file(folder / "open_clip_model.safetensors")
+        state = torch.load(folder / "state.pt", map_location=trainee.model.device, weights_only=True)
+        trainee.model.clip.load_state_dict(weights)
+        trainee.method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        ledger.load(folder / "ledger.npz")
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"checkpoint {folder} does not fit this model and method: {first}") from error
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""Ranks, device and precision of a run: what torchrun and the hardware decide."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from truepair.errors import UserError
+from truepair.losses.distributed import world_size
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[torch.device]:
+    """Join the ranks that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one; yields this rank's device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local)
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield chosen
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", local)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast context of `precision`: "auto" is bf16 where the hardware computes in it, else fp32."""
+    wide = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=wide)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _avx512_bf16()
+
+
+def _avx512_bf16() -> bool:
+    supported: bool = torch.cpu._is_avx512_bf16_supported()
+    return supported
+
+
+def workers_of(wanted: int) -> int:
+    """Decoding processes of a rank: as wanted, or for -1 the cores of a rank less one for the training itself, at most 8."""
+    if wanted >= 0:
+        return wanted
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // here - 1))
+
+
+def agree(flags: list[bool], device: torch.device) -> list[bool]:
+    """Each flag true on every rank if it is true on any."""
+    if world_size() == 1:
+        return flags
+    votes = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]

@@ -1,0 +1,122 @@
+"""The whole training loop, top to bottom."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from truepair.config import RunConfig
+from truepair.losses.distributed import rank
+from truepair.methods.base import Inputs, Pairs
+from truepair.pairs.batches import batches
+from truepair.train.augment import augment
+from truepair.train.devices import agree, autocast, ranks, workers_of
+from truepair.train.monitor import Monitor
+from truepair.train.optim import learning_rate, warmup_steps
+from truepair.train.setup import assemble
+from truepair.train.step import forward_backward
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    run: Path
+    step: int  # steps done, of `steps`
+    steps: int
+    samples_per_s: float  # of all ranks, over the training steps of this process
+    figures: dict[str, Any]  # of the last evaluation (rank 0)
+    interrupted: bool  # by SIGTERM or SIGINT, with everything saved
+
+
+def train(config: RunConfig, *, resume: bool = False) -> Result:
+    """Train `config.model` by `config.method` on the pair table `config.data`, into the run directory `config.out`.
+
+    Under torchrun every rank calls this with the same configuration; `batch_size` is that of all ranks together.
+    With `resume` it goes on from the newest checkpoint, to the same end as if it had never stopped.
+    Raises UserError for whatever the user can mend.
+    """
+    with ranks(config.device) as device, _stop_signals() as signals:
+        job = assemble(config, device, resume)
+        workers, local = workers_of(config.workers), job.local
+        loader = batches(job.source, job.start, job.steps, workers=workers, pin=device.type == "cuda")
+        warmup = warmup_steps(config.optim, job.steps)
+        saved_at = time.monotonic()
+
+        with Monitor(job) as monitor:
+            for step, batch in enumerate(monitor.clock.over(loader), job.start):
+                torch.manual_seed(_mixed(config.seed, step, rank()))  # dropout: a function of the step
+                for group in job.optimizer.param_groups:
+                    group["lr"] = learning_rate(step, job.steps, warmup, config.lr)
+
+                p_noise = job.ledger.believe(batch.rows).to(device)
+                here = batch.to(device)
+                images = here.images.permute(0, 1, 4, 2, 3)  # (V, b, 3, S, S), channels last in memory
+                images = augment(
+                    images, config.augment, seed=config.seed, step=step, first=rank() * local, total=local * job.world
+                )
+                pairs = Pairs(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs)
+
+                loss = forward_backward(
+                    job.parallel,
+                    Inputs(images, here.tokens),
+                    pairs,
+                    micro_batches=config.optim.accumulation,
+                    precision=autocast(config.precision, device),
+                )
+                bound = config.optim.clip_grad_norm or math.inf
+                grad_norm = torch.nn.utils.clip_grad_norm_(job.trainee.parameters(), bound)
+                job.optimizer.step()
+                job.optimizer.zero_grad()
+                job.model.clamp_scale()
+                job.method.after_step(job.model)
+
+                done = step + 1
+                job.ledger.record(batch.rows, loss.per_pair)
+                monitor.step(done, batch, loss, job.optimizer.param_groups[0]["lr"], job.model.scale, grad_norm)
+                end_of_epoch = done % job.order.steps == 0
+                late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                stop, late = agree([bool(signals), late], device)
+                planned = config.checkpoint_steps > 0 and done % config.checkpoint_steps == 0
+                save = planned or late or stop or done == job.steps
+                if save or end_of_epoch or done % config.log.every == 0:
+                    monitor.flush()
+                if end_of_epoch:
+                    monitor.end_of_epoch(done)
+                if save:
+                    job.save(done)
+                    saved_at = time.monotonic()
+                    monitor.clock.reset()
+                if stop and done < job.steps:
+                    monitor.log.say(f"stopped after step {done:,} of {job.steps:,}; saved, go on with --resume")
+                    return Result(job.folder, done, job.steps, monitor.rate, monitor.figures, interrupted=True)
+            return Result(job.folder, job.steps, job.steps, monitor.rate, monitor.figures, interrupted=False)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that fills when SIGTERM or SIGINT comes; a second SIGINT interrupts at once."""
+    seen: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """One seed of three numbers."""
+    return ((seed * 1_000_003 + step) * 1_000_003 + rank) % 2**63

@@ -1,0 +1,163 @@
+"""Watches a run: figures of steps and epochs, evaluations, and the trouble they tell of."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from truepair.errors import UserError
+from truepair.evaluate import ImageClasses, retrieval, zero_shot
+from truepair.losses.distributed import rank, total, world_size
+from truepair.methods.base import Loss
+from truepair.noise import detection
+from truepair.pairs.batches import Batch
+from truepair.pairs.table import PairTable
+from truepair.train.devices import workers_of
+from truepair.train.logs import Clock, RunLog
+from truepair.train.optim import warmup_steps
+from truepair.train.setup import Job
+from truepair.train.trouble import Trouble
+
+
+@dataclass
+class Step:
+    """Figures of one step, some still on the device."""
+
+    step: int
+    lr: float
+    values: dict[str, Tensor]  # () each
+    repeated: int
+    captions: int
+
+
+class Monitor:
+    """Collects what the loop tells it, without making the device wait, and writes it out every few steps."""
+
+    def __init__(self, job: Job) -> None:
+        config = job.config
+        self.job = job
+        self.log = RunLog(job.folder, config.log, steps=job.steps, start=job.start, speaks=rank() == 0)
+        chance = job.method.chance_loss(config.batch_size)
+        self.trouble = Trouble(chance, warmup_steps(config.optim, job.steps))
+        self.clock = Clock()
+        self.seconds = 0.0
+        self.samples = 0
+        self.skipped: Counter[str] = Counter()
+        self.figures: dict[str, Any] = {}  # of the last evaluation
+        self._pending: list[Step] = []
+
+    def __enter__(self) -> "Monitor":
+        self.log.__enter__()
+        job, config = self.job, self.job.config
+        size = sum(p.numel() for p in job.trainee.parameters()) / 1e6
+        self.log.say(
+            f"{config.method} · {job.model.name} ({size:.1f} M parameters) · {len(job.order.rows):,} pairs · batch "
+            f"{config.batch_size} · {job.steps:,} steps in {config.epochs} epochs · {world_size()} x {job.device.type}"
+        )
+        if job.start:
+            self.log.say(f"resuming after step {job.start:,}")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.log.__exit__(*exception)
+
+    @property
+    def rate(self) -> float:
+        """Samples a second of all ranks, over the training steps of this process."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    def step(self, step: int, batch: Batch, loss: Loss, lr: float, scale: Tensor, grad_norm: Tensor) -> None:
+        """Note a step. Nothing is read from the device yet."""
+        values = {"loss": loss.total, "scale": scale, "grad_norm": grad_norm, **loss.logs}
+        tensors = {name: value.detach().float() for name, value in values.items()}
+        self._pending.append(Step(step, lr, tensors, batch.repeated_captions, len(batch.tokens)))
+        if batch.skipped:
+            self.skipped.update(skip.reason for skip in batch.skipped)
+            suffix = f"-rank{rank()}" if rank() else ""
+            with (self.job.folder / f"skipped{suffix}.jsonl").open("a", encoding="utf-8") as file:
+                for skip in batch.skipped:
+                    file.write(json.dumps({"step": step, **vars(skip)}) + "\n")
+
+    def flush(self) -> None:
+        """Write the pending steps out. Raises UserError if a loss was not finite, naming the rows."""
+        if not self._pending:
+            return
+        broken = self.job.ledger.flush()
+        names = list(self._pending[0].values)
+        stacked = torch.stack([torch.stack([step.values[name] for name in names]) for step in self._pending])
+        figures = (total(stacked) / world_size()).tolist()  # (steps, names)
+        samples = len(self._pending) * self.job.config.batch_size
+        rate, wait = self.clock.read(samples)
+        self.seconds += samples / rate
+        self.samples += samples
+        for step, row in zip(self._pending, figures, strict=True):
+            found = dict(zip(names, row, strict=True))
+            share = step.repeated / step.captions
+            epoch = step.step / self.job.order.steps
+            speed = {"samples_per_s": round(rate, 1), "data_wait": round(wait, 4)}
+            self.log.write("train", step.step, epoch=epoch, lr=step.lr, repeated_captions=share, **found, **speed)
+            for sentence in self.trouble.watch(step.step, found["loss"], found["scale"], step.repeated, step.captions):
+                self.log.say(f"warning: {sentence}", style="yellow")
+        last = self._pending[-1]
+        epoch = math.ceil(last.step / self.job.order.steps)
+        self.log.advance(last.step, f"epoch {epoch}/{self.job.config.epochs}", figures[-1][0], rate, wait)
+        self._pending.clear()
+        self.clock.reset()
+        if len(broken) or not np.isfinite(np.array(figures)[:, 0]).all():
+            raise UserError(
+                f"the loss stopped being a finite number in the steps up to {last.step}, at rows "
+                f"{broken[:8].tolist()}{' …' if len(broken) > 8 else ''} of {self.job.table.path}; the last checkpoint is "
+                "sound. Try a lower --lr, --optim.clip-grad-norm 1, --precision fp32, or look at these rows"
+            )
+
+    def end_of_epoch(self, step: int) -> None:
+        """Refit the noise model (from the warm-up on), evaluate if it is time, and tell."""
+        job, config = self.job, self.job.config
+        epoch = step // job.order.steps
+        if epoch >= config.noise.warmup_epochs:
+            self._noise(step, epoch)
+        if self.skipped:
+            named = ", ".join(f"{reason} ({count})" for reason, count in self.skipped.most_common())
+            self.log.say(f"images replaced by others so far, see skipped.jsonl: {named}", style="yellow")
+        if step == job.steps or (config.eval.every and epoch % config.eval.every == 0):
+            self.figures = self._evaluate(step, epoch)
+        self.clock.reset()
+
+    def _noise(self, step: int, epoch: int) -> None:
+        job = self.job
+        mixture = job.ledger.refit()
+        rows = job.order.rows
+        figures: dict[str, Any] = {"mixture": mixture.to_dict(), "mean_p_noise": float(job.ledger.p_noise[rows].mean())}
+        if mixture.degenerate:
+            self.log.say(f"epoch {epoch}: no noise model ({mixture.degenerate}); p_noise is 0", style="yellow")
+        if "is_noise" in job.table.column_names:
+            found = detection(job.ledger.p_noise[rows], job.table.numbers("is_noise")[rows])
+            figures |= {"auroc": found.auroc, "average_precision": found.average_precision, "ece": found.ece}
+        self.log.write("noise", step, epoch=epoch, **figures)
+        if self.log.speaks:
+            job.ledger.write_columns(job.folder / "columns" / f"epoch-{epoch:04d}.parquet", rows)
+
+    def _evaluate(self, step: int, epoch: int) -> dict[str, Any]:
+        """Zero-shot and retrieval figures of the model as it is, on rank 0."""
+        job, config = self.job, self.job.config
+        if not self.log.speaks:
+            return {}
+        figures: dict[str, Any] = {}
+        workers = workers_of(config.workers)
+        if config.eval.zeroshot:
+            classes = zero_shot(job.model, ImageClasses.open(config.eval.zeroshot), workers=workers)
+            figures |= {"top1": classes.top1, "top5": classes.top5}
+        if config.eval.retrieval:
+            found = retrieval(job.model, PairTable.open(config.eval.retrieval), workers=workers)
+            figures |= {f"image_to_text_r{k}": value for k, value in found.image_to_text.items()}
+            figures |= {f"text_to_image_r{k}": value for k, value in found.text_to_image.items()}
+        if figures:
+            self.log.write("eval", step, epoch=epoch, **figures)
+            said = " · ".join(f"{name} {100 * value:.1f}" for name, value in figures.items())
+            self.log.say(f"epoch {epoch}: {said}")
+        return figures

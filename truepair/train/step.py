@@ -1,0 +1,144 @@
+"""Forward and backward of one batch: at once, or in micro-batches that keep the whole batch's negatives."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from truepair.methods.base import Features, Inputs, Loss, Method, Pairs
+from truepair.models.dual import DualEncoder
+
+
+class Trainee(nn.Module):
+    """All that is trained, as one module: the towers and the method's own heads."""
+
+    def __init__(self, model: DualEncoder, method: Method) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, inputs: Inputs, pairs: Pairs | None = None, cotangents: "Cotangents | None" = None) -> Any:
+        """With `pairs`: the Loss of the whole batch. With `cotangents`: a scalar whose gradient is the batch loss's."""
+        features = self.method.embed(self.model, inputs)
+        if pairs is not None:
+            return self.method.loss(features, self.model.scale, self.model.bias, pairs)
+        assert cotangents is not None
+        return cotangents.surrogate(features, self.shared())
+
+    def shared(self) -> list[Tensor]:
+        """Parameters that the loss uses directly, beside the features: logit scale and bias, the method's own."""
+        clip = self.model.clip
+        bias = [] if clip.logit_bias is None else [clip.logit_bias]
+        return [clip.logit_scale, *bias, *self.method.parameters()]
+
+
+class Cotangents:
+    """Gradients of the batch loss with respect to the features of one micro-batch (and, once, to shared parameters)."""
+
+    def __init__(self, features: dict[str, Tensor], shared: list[Tensor | None]) -> None:
+        self.features = features
+        self.shared = shared
+
+    def surrogate(self, features: Features, shared: list[Tensor]) -> Tensor:
+        """Σ feature · its gradient: differentiating it continues backward where the batch loss's stopped."""
+        terms = [(tensor * self.features[name]).sum() for name, tensor in _tensors(features) if name in self.features]
+        for parameter, gradient in zip(shared, self.shared, strict=True):
+            terms.append((parameter * (0.0 if gradient is None else gradient)).sum())
+        return torch.stack(terms).sum()
+
+
+def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_batches: int, precision: Any) -> Loss:
+    """Leave the gradient of the batch's loss in the parameters and return the loss.
+
+    trainee: a `Trainee` or DDP around one. micro_batches: n > 1 embeds the batch n-fold twice (first without graph),
+    so that activations of only one n-th are alive: representation caching, Gao et al. 2021 (GradCache).
+    Batch-norm statistics are then those of a micro-batch, and are updated once.
+    """
+    if micro_batches == 1:
+        with precision:
+            loss: Loss = trainee(inputs, pairs)
+        loss.total.backward()
+        return loss
+
+    inner: Trainee = trainee.module if isinstance(trainee, DistributedDataParallel) else trainee  # type: ignore[assignment]
+    parts = _split(inputs, micro_batches, len(pairs.rows))
+    states = []
+    cached: list[Features] = []
+    with torch.no_grad(), precision, _without_running_statistics(inner):
+        for part in parts:
+            states.append(_random_state(part.tokens.device))
+            cached.append(inner.method.embed(inner.model, part))
+
+    names = [name for name, _ in _tensors(cached[0])]
+    columns = [[tensor for _, tensor in _tensors(features)] for features in cached]
+    whole = {
+        name: torch.cat(tensors).requires_grad_()
+        for name, tensors in zip(names, zip(*columns, strict=True), strict=True)
+    }
+    shared = inner.shared()
+    loss = inner.method.loss(_features(whole), inner.model.scale, inner.model.bias, pairs)
+    gradients = torch.autograd.grad(loss.total, [*whole.values(), *shared], allow_unused=True)
+    sizes = [[len(tensor) for tensor in column] for column in zip(*columns, strict=True)]
+    by_name = {
+        name: gradient.split(size)
+        for name, gradient, size in zip(names, gradients, sizes, strict=False)
+        if gradient is not None
+    }
+    of_shared = list(gradients[len(names) :])
+
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        mine = {name: pieces[i] for name, pieces in by_name.items()}
+        cotangents = Cotangents(mine, of_shared if last else [None] * len(shared))
+        waiting = nullcontext() if last or not isinstance(trainee, DistributedDataParallel) else trainee.no_sync()
+        with waiting, _restored(states[i], part.tokens.device):
+            with precision:
+                surrogate: Tensor = trainee(part, cotangents=cotangents)
+            surrogate.backward()
+    return loss
+
+
+def _tensors(features: Features) -> list[tuple[str, Tensor]]:
+    return [("image", features.image), ("text", features.text), *features.extra.items()]
+
+
+def _features(tensors: dict[str, Tensor]) -> Features:
+    extra = {name: tensor for name, tensor in tensors.items() if name not in ("image", "text")}
+    return Features(tensors["image"], tensors["text"], extra)
+
+
+def _split(inputs: Inputs, parts: int, pairs: int) -> list[Inputs]:
+    """Micro-batches of whole pairs: images by the second dimension, tokens K to a pair."""
+    captions = inputs.tokens.shape[0] // pairs
+    tokens = inputs.tokens.unflatten(0, (pairs, captions)).tensor_split(parts)
+    images = inputs.images.tensor_split(parts, dim=1)
+    return [Inputs(image, token.flatten(0, 1)) for image, token in zip(images, tokens, strict=True)]
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _restored(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """The random state of the first pass, so that dropout repeats itself."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+    yield
+
+
+@contextmanager
+def _without_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms use the statistics of the batch and leave their running ones alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
