@@ -2,12 +2,17 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 from truepair.errors import UserError
+
+PLAIN = (bool, int, float, str)
 
 
 @dataclass
@@ -34,14 +39,14 @@ class AugmentConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with warm-up and cosine decay to zero; no decay on norms, biases, scale. Defaults are open_clip's for ViTs."""
+    """AdamW, warm-up, cosine decay to zero; no decay on norms, biases, scale. Defaults are open_clip's for ViTs."""
 
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    weight_decay: float = 0.2
+    beta1: float = 0.9  # of the gradient's running mean
+    beta2: float = 0.98  # of its square's
+    eps: float = 1e-6  # added to the root of the latter
+    weight_decay: float = 0.2  # on matrices only
     warmup: int = -1  # steps; -1: a tenth of the run, at most 2000
-    clip_grad_norm: float = 1.0  # 0: off
+    clip_grad_norm: float = 1.0  # longer gradients are cut to this; 0: off (ours)
     accumulation: int = 1  # micro-batches a batch is cut into; negatives stay those of the whole batch
 
 
@@ -67,28 +72,28 @@ class LogConfig:
     """Where figures go besides metrics.jsonl."""
 
     every: int = 10  # steps between writes
-    tensorboard: bool = False
-    wandb: str = ""  # project name
-    keep_checkpoints: int = 2
+    tensorboard: bool = False  # needs truepair[tensorboard]
+    wandb: str = ""  # project name; needs truepair[wandb]
+    keep_checkpoints: int = 2  # the newest ones
 
 
 @dataclass
 class RunConfig:
-    """A training run. `options` are those of the method."""
+    """A training run."""
 
     data: str = ""  # pair table
     out: str = ""  # the run's directory
-    method: str = "clip"
+    method: str = "clip"  # see truepair.methods
     model: str = ""  # open_clip model name or local-dir:DIR; empty: truepair-tiny, fit for a CPU
     pretrained: str = ""  # open_clip tag or file of weights to start from
-    epochs: int = 32
+    epochs: int = 32  # passes over the pairs in use
     batch_size: int = 256  # global: of all ranks together
-    lr: float = 5e-4
-    seed: int = 0
+    lr: float = 5e-4  # peak learning rate
+    seed: int = 0  # of order, crops, captions and initial weights
     workers: int = -1  # decoding processes a rank; -1: by the number of cores
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    device: str = "auto"
-    compile: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware computes in it
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
+    compile: bool = False  # torch.compile both towers
     checkpoint_steps: int = 0  # save every so many steps (0: off)
     checkpoint_minutes: float = 10.0  # save whenever so much time has passed; the end is always saved
     keep: str = ""  # Parquet with a column `row`, or DataComp's .npy of uids: the pairs to train on
@@ -98,16 +103,16 @@ class RunConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)  # of the method
 
 
 def from_toml(path: str | Path) -> RunConfig:
     """Read a run's configuration; unknown or ill-typed entries raise UserError naming them."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"configuration {path} cannot be read: {error}") from None
-    config: RunConfig = _filled(RunConfig, values, str(path))
+    config: RunConfig = filled(RunConfig, values, str(path))
     return config
 
 
@@ -122,24 +127,42 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # nan and inf, as TOML writes them and JSON does not
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one character that JSON allows in a string and TOML does not
 
 
-def _filled(kind: Any, values: dict[str, Any], where: str) -> Any:
-    """A dataclass with the entries of `values`, each checked against the type of its default."""
-    config = kind()
+def filled(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """The dataclass `kind` with the entries of `values`, each checked against its annotated type.
+
+    Raises UserError, beginning with `where`, for an entry that is unknown or of another type.
+    """
+    types, entries = get_type_hints(kind), {}
     for name, value in values.items():
-        if not hasattr(config, name):
-            known = ", ".join(f.name for f in dataclasses.fields(kind))
-            raise UserError(f"{where}: unknown entry {name!r}; known are {known}")
-        default = getattr(config, name)
-        if dataclasses.is_dataclass(default):
-            value = _filled(type(default), value, f"{where} [{name}]")
-        elif isinstance(default, tuple):
-            value = tuple(value)
-        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif type(value) is not type(default):
-            raise UserError(f"{where}: {name} = {value!r} should be a {type(default).__name__}")
-        setattr(config, name, value)
-    return config
+        if name not in types:
+            raise UserError(f"{where}: unknown entry {name!r}; known are {', '.join(types) or 'none'}")
+        if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
+            entries[name] = filled(types[name], value, f"{where} [{name}]")
+        else:
+            entries[name] = _checked(types[name], value, f"{where}: {name}")
+    return kind(**entries)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """A TOML value as the type `kind`; raises UserError if it is of another."""
+    shape, parts = get_origin(kind) or kind, get_args(kind)
+    if shape is Literal:
+        if value in parts:
+            return value
+        raise UserError(f"{where} = {value!r} should be one of {', '.join(parts)}")
+    if shape is tuple and isinstance(value, list) and len(value) == len(parts):
+        return tuple(_checked(part, item, where) for part, item in zip(parts, value, strict=True))
+    if shape is float and type(value) is int:
+        return float(value)
+    if type(value) is not shape:
+        wanted = f"list of {len(parts)}" if shape is tuple else "section" if shape not in PLAIN else shape.__name__
+        raise UserError(f"{where} = {value!r} should be a {wanted}")
+    return value

@@ -70,8 +70,9 @@ def test_every_png_mode_becomes_rgb(mode: str) -> None:
 
 def test_a_whole_crop_is_the_resized_image() -> None:
     image = picture(40, 40)
-    expected = image.resize((20, 20), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    np.testing.assert_array_equal(decode_crop(encoded(image, "PNG"), 20, Crop(0, 0, 1, 1)), np.asarray(expected))
+    expected = np.asarray(image.resize((20, 20), Image.Resampling.BICUBIC), np.int16)
+    difference = decode_crop(encoded(image, "PNG"), 20, Crop(0, 0, 1, 1)) - expected
+    assert np.abs(difference).max() <= 1  # Pillow rounds between its two passes
 
 
 @settings(deadline=None, max_examples=30)

@@ -14,7 +14,8 @@ class Tile:
     rows: slice  # among this rank's rows
     columns: slice  # among the global batch's columns
     row_pairs: Tensor  # (R,) number, in the global batch, of the pair each row belongs to
-    column_pairs: Tensor  # (C,) the same for the columns
+    column_pairs: Tensor  # (C,) the same for the columns, -1 for those of a queue
+    dtype: torch.dtype = torch.float32  # of the logits; a target made here is made in it
 
     @property
     def own(self) -> Tensor:
@@ -27,7 +28,7 @@ class Target(Protocol):
     must cover the global batch (gather it with `all_gather`). A row normaliser is computed before, not in `tile`."""
 
     def tile(self, tile: Tile) -> Tensor:
-        """(R, C): a distribution over a row's columns for softmax; the probability of a match for sigmoid."""
+        """(R, C): a distribution over a row's columns for softmax; the probability of a match for sigmoid; or weights."""
         ...
 
 
@@ -38,14 +39,14 @@ class Own:
     share: float = 1.0  # of each own column; 1/K under softmax for image rows, where K captions share the row
 
     def tile(self, tile: Tile) -> Tensor:
-        return tile.own.float() * self.share
+        return tile.own.to(tile.dtype) * self.share
 
 
 @dataclass(frozen=True)
 class Groups:
     """Every column of the row's group is a positive (same caption, same image), evenly under softmax.
 
-    rows: (B,) group of this rank's rows. columns: (M,) group of the global batch's columns.
+    rows: (N,) group of this rank's rows. columns: (M,) group of the global batch's columns.
     normalise: rows sum to 1 (softmax) or every positive counts 1 (sigmoid).
     """
 
@@ -55,7 +56,7 @@ class Groups:
 
     def tile(self, tile: Tile) -> Tensor:
         groups = self.rows[tile.rows]
-        positive = (groups[:, None] == self.columns[tile.columns][None, :]).float()
+        positive = (groups[:, None] == self.columns[tile.columns][None, :]).to(tile.dtype)
         if not self.normalise:
             return positive
         order = torch.sort(self.columns).values
@@ -65,7 +66,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Dense:
-    """A target given in full, (B, M) for this rank's rows: for small batches, tests and first attempts at a method."""
+    """A target given in full, (N, M) for this rank's rows: for small batches, tests and first attempts at a method."""
 
     matrix: Tensor
 

@@ -1,7 +1,7 @@
 """The methods: one paper, one file. `METHODS` is all there is to registering one."""
 
 from truepair.errors import UserError
-from truepair.methods.base import Method
+from truepair.methods.base import Method as Method
 from truepair.methods.clip import Clip
 from truepair.methods.gate import Gate
 from truepair.methods.siglip import Siglip

@@ -83,9 +83,9 @@ class Method(nn.Module):
         """Loss of this rank's B pairs against the global batch; scale () = 1/τ, bias () or None."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
-    def chance_loss(self, batch_size: int) -> float | None:
-        """Loss of a model that tells no pair from another, ln(B) for softmax; None where it has no such level."""
-        return math.log(batch_size)
+    def chance_loss(self, batch_size: int, captions: int) -> float | None:
+        """Loss of a model that tells nothing apart: ln(B) for softmax, + ½ ln(K); None where it has no such level."""
+        return math.log(batch_size) + math.log(captions) / 2
 
     def after_step(self, model: DualEncoder) -> None:
         """Called after every optimiser step (a momentum twin follows the student here)."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from truepair.errors import UserError
 from truepair.losses import softmax_rows, weighted_mean
 from truepair.methods.base import Features, Loss, Method, Pairs, per_pair_mean
 
@@ -13,6 +14,10 @@ class GateOptions:
     """power: the weight is (1 - p_noise)^power; 1 is the plain expectation, more is stricter. Provenance: ours."""
 
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power >= 0:
+            raise UserError(f"gate's power is {self.power}; it must be 0 or more")
 
 
 class Gate(Method):

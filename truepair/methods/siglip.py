@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from truepair.losses import sigmoid_rows, weighted_mean
-from truepair.methods.base import Features, Loss, Method, Needs, Pairs, per_pair_mean
+from truepair.methods.base import Features, Loss, Method, Needs, Pairs
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,8 @@ class Siglip(Method):
     needs = Needs(init_scale=math.log(10.0), init_bias=-10.0)
 
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
-        i2t = sigmoid_rows(features.image, features.text, scale, bias)  # (B,)
-        t2i = sigmoid_rows(features.text, features.image, scale, bias)  # (B·K,): the same sum, by columns
-        rows = per_pair_mean(i2t, t2i)  # (B,)
+        rows = sigmoid_rows(features.image, features.text, scale, bias)  # (B,), each over all B·K captions
         return Loss(weighted_mean(rows), rows.detach())
 
-    def chance_loss(self, batch_size: int) -> float | None:
+    def chance_loss(self, batch_size: int, captions: int) -> float | None:
         return None

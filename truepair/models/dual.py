@@ -1,7 +1,9 @@
 """The two towers: any open_clip model, fed uint8 pixels and captions as short as they are."""
 
+import difflib
 import json
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,19 @@ from truepair.pairs.text import tokenize
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = "truepair-tiny"  # what `--model` means when it is not given: fit for a CPU
 SCALE_BOUND = 100.0  # open_clip and CLIP's code clamp 1/τ here
+UNUSABLE = (  # what open_clip raises on configurations and weights that are missing, broken or of another model
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    StopIteration,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 
 open_clip.add_model_config(CONFIGS)
 
@@ -29,7 +44,7 @@ class DualEncoder(nn.Module):
     """An open_clip model with the few things training and evaluation need of it.
 
     Attributes:
-        clip: the open_clip `CustomTextCLIP` itself; its state_dict is what is saved and exported.
+        clip: the open_clip `CustomTextCLIP` (or `CoCa`) itself; its state_dict is what is saved and exported.
         name: what it was made from. config: open_clip's model config (embed_dim, vision_cfg, text_cfg, …).
         image_size: S, pixels. context_length: tokens at most.
         pad_id: token that may be trimmed from the right, None for towers whose features depend on padding.
@@ -76,20 +91,20 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, D) float32 unit rows. Pixels are normalised here, on the device."""
         pixels = (images.float() - self.mean) / self.std
-        return F.normalize(self.clip.visual(pixels).float(), dim=-1)
+        return F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) token ids, L up to the context length -> (n, D) float32 unit rows.
+        """(n, L) token ids -> (n, D) float32 unit rows; L is the context length, or less for towers with a `pad_id`.
 
         open_clip slices the text tower's positions for short input but not its causal mask; we slice both.
         """
         text = self.clip.text
         length = tokens.shape[1]
-        if getattr(text, "attn_mask", None) is not None and length < text.attn_mask.shape[0]:
+        if self.pad_id is not None and length < text.attn_mask.shape[0]:
             mask = {"attn_mask": text.attn_mask[:length, :length]}
             features = torch.func.functional_call(text, mask, (tokens,))
         else:
-            features = text(tokens)
+            features = self.clip.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 
     def compile_towers(self) -> None:
@@ -99,7 +114,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep 1/τ in (0, 100], as CLIP's and open_clip's code do."""
+        """Keep 1/τ in [1, 100], as CLIP's and open_clip's code do."""
         self.clip.logit_scale.clamp_(0, torch.log(torch.tensor(SCALE_BOUND)).item())
 
     def preprocess_config(self) -> dict[str, Any]:
@@ -132,13 +147,16 @@ def create(
     """Build the towers of an open_clip model name ("ViT-B-32"), "local-dir:DIR", or ours ("truepair-tiny").
 
     init_scale, init_bias: log(1/τ) and logit bias of a model without weights of its own; models that come with
-    weights keep theirs, and gain a bias only if they have none.
-    Raises UserError for a name or weights that do not exist.
+    weights keep theirs, and gain the bias only if they have none.
+    Raises UserError for a name or weights that do not exist or do not fit; a directory without weights is an error.
     """
     scheme = name.startswith(("local-dir:", "hf-hub:"))
+    if scheme and pretrained:
+        raise UserError(f"{name!r} brings its own weights; leave out {pretrained!r}, or name an architecture")
     if not scheme and name not in open_clip.list_models():
-        near = [known for known in open_clip.list_models() if known.lower()[:5] == name.lower()[:5]]
-        hint = f"near it: {', '.join(near[:8])}" if near else "see open_clip.list_models(), or use local-dir:DIR"
+        known = {model.lower(): model for model in open_clip.list_models()}
+        near = [known[model] for model in difflib.get_close_matches(name.lower(), known, n=8)]
+        hint = f"near it: {', '.join(near)}" if near else "see open_clip.list_models(), or use local-dir:DIR"
         raise UserError(f"no model of the name {name!r}; {hint}")
     initial: dict[str, float] = {}
     if init_bias is not None:
@@ -148,11 +166,16 @@ def create(
     try:
         config = _model_config(name)
         with _quiet():
-            clip = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True, **initial)
+            clip = open_clip.create_model(
+                name, pretrained=pretrained, force_custom_text=True, require_pretrained=scheme, **initial
+            )
             tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
+    except UNUSABLE as error:
         weights = f" with weights {pretrained!r}" if pretrained else ""
-        raise UserError(f"model {name!r}{weights} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name!r}{weights} cannot be loaded: {reason}") from error
+    if init_bias is not None and not clip.logit_bias.any():  # open_clip makes it 0 where the weights have none
+        nn.init.constant_(clip.logit_bias, init_bias)
     return DualEncoder(clip, name, config | {"custom_text": True} | initial, tokenizer)
 
 

@@ -1,6 +1,7 @@
 """Batches for training: decoded and cropped in worker processes, in the table's order, from any step on."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -56,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSource(Dataset[Batch]):
-    """Makes the batch of (epoch, step): what a worker process runs.
+    """Makes the batch of a global step (epoch = step // steps an epoch): what a worker process runs.
 
     table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
     captions: K a row. views: V crops an image. crop_scale: area range of the random crop.
@@ -77,10 +78,9 @@ class BatchSource(Dataset[Batch]):
     rank: int = 0
     world: int = 1
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        epoch, step = place
-        wanted = self.order.local(epoch, step, self.rank, self.world)
-        rows = wanted.copy()
+    def __getitem__(self, step: int) -> Batch:
+        epoch, step = divmod(step, self.order.steps)
+        rows = self.order.local(epoch, step, self.rank, self.world).copy()
         images = np.empty((self.views, len(rows), self.size, self.size, 3), np.uint8)
         crops = [self._crops(rows, epoch, view) for view in range(self.views)]
         skipped: list[Skip] = []
@@ -100,7 +100,7 @@ class BatchSource(Dataset[Batch]):
             tokens=tokenize(self.tokenizer, texts, self.pad_id),
             columns={name: torch.from_numpy(np.asarray(self.table.numbers(name)[rows])) for name in self.columns},
             skipped=skipped,
-            repeated_captions=len(texts) - len(set(texts)),
+            repeated_captions=_repeated(texts, self.captions),
         )
 
     def _crops(self, rows: Any, epoch: int, view: int) -> Any:
@@ -123,6 +123,12 @@ class BatchSource(Dataset[Batch]):
         raise UserError(f"{SUBSTITUTES} images in a row cannot be read, from row {row} on: {skipped[-1].detail}")
 
 
+def _repeated(texts: list[str], captions: int) -> int:
+    """How many of the B·K captions an earlier pair of the batch has too (one pair may hold a caption twice)."""
+    of_pairs = [text for i in range(0, len(texts), captions) for text in set(texts[i : i + captions])]
+    return len(of_pairs) - len(set(of_pairs))
+
+
 def _skip(row: int, error: ImageError | OSError) -> Skip:
     reason = error.reason if isinstance(error, ImageError) else "source changed or missing"
     return Skip(row, reason, str(error)[:200])
@@ -130,22 +136,23 @@ def _skip(row: int, error: ImageError | OSError) -> Skip:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which then ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may come to all processes; the training one saves and ends us
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(source: BatchSource, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """The batches of the global steps [start, stop) (epoch = step // steps an epoch), made by `workers` processes.
+    """The batches of the global steps [start, stop), made by `workers` processes.
 
     The result does not depend on `workers`; 0 makes the batches in this process.
     """
-    steps = source.order.steps
     loader: DataLoader[Batch] = DataLoader(
         source,
         batch_size=None,
-        sampler=[divmod(step, steps) for step in range(start, stop)],
+        sampler=range(start, stop),
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the mapped columns
     )
     return iter(loader)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn import functional as F
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level for decompression bombs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # an allow-list: Pillow reads others through external programs
@@ -48,6 +50,8 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
                 yield image
     except Image.DecompressionBombError as error:
         raise ImageError("bomb-sized image", str(error)) from None
+    except UnidentifiedImageError:  # its own text is a memory address
+        raise ImageError("unreadable image", f"none of {', '.join(FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, OverflowError, EOFError, KeyError, IndexError, MemoryError) as error:
         raise ImageError("unreadable image", str(error)[:200]) from None
 
@@ -78,19 +82,25 @@ def _rgb(image: Image.Image) -> Image.Image:
 def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Decode, cut `crop` and resize it to (size, size, 3) uint8, for training.
 
-    A JPEG is decoded at the smallest of its 1/1, 1/2, 1/4, 1/8 scales that still covers the wanted resolution, and
-    the cut is resized straight from the decoded image, bicubic; both stay in uint8. Raises ImageError.
+    A JPEG is decoded at the smallest of its 1/1, 1/2, 1/4, 1/8 scales that still covers the wanted resolution. The cut,
+    in whole pixels, is resized by PyTorch: bicubic with antialiasing as Pillow's, on uint8 too, three times as fast
+    (benchmarks/loader.py). Raises ImageError.
     """
     with _opened(data, max_pixels) as image:
         if image.format == "JPEG":
             image.draft("RGB", (math.ceil(size / crop.width), math.ceil(size / crop.height)))
-        pixels = _rgb(image)
-        left, top = crop.left * pixels.width, crop.top * pixels.height
-        right = min(left + max(crop.width * pixels.width, 1), pixels.width)
-        bottom = min(top + max(crop.height * pixels.height, 1), pixels.height)
-        box = (min(left, right - 1), min(top, bottom - 1), right, bottom)
-        cut = pixels.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        return np.asarray(cut)
+        pixels = torch.from_numpy(np.array(_rgb(image)))  # (H, W, 3)
+    left, right = _span(crop.left, crop.width, pixels.shape[1])
+    top, bottom = _span(crop.top, crop.height, pixels.shape[0])
+    cut = pixels[top:bottom, left:right].permute(2, 0, 1)[None]  # channels last in memory, which is the fast way
+    resized = F.interpolate(cut, (size, size), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _span(start: float, length: float, pixels: int) -> tuple[int, int]:
+    """A part of a side of `pixels`, given in fractions of it, as its first pixel and one past its last (one at least)."""
+    first = min(round(start * pixels), pixels - 1)
+    return first, min(max(round((start + length) * pixels), first + 1), pixels)
 
 
 def decode_centre(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

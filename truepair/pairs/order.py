@@ -103,7 +103,8 @@ def _positions(order: Order, epoch: int, start: int, stop: int) -> npt.NDArray[n
     blocks = _block_permutation(order, epoch)
     lengths = np.minimum((blocks + 1) * order.block, len(order.rows)) - blocks * order.block
     ends = np.cumsum(lengths)
-    where = np.arange(start, stop)
+    shift = generator(order.seed, epoch, 2).integers(len(order.rows))  # so that the rows left out differ each epoch
+    where = (np.arange(start, stop) + shift) % len(order.rows)
     block = np.searchsorted(ends, where, side="right")
     positions: npt.NDArray[np.int64] = blocks[block] * order.block + where - (ends[block] - lengths[block])
     return positions

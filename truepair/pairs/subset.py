@@ -45,7 +45,8 @@ def read_subset(table: PairTable, path: Path) -> npt.NDArray[np.int64]:
             f"subset {path} cannot be read (Parquet with a column `row`, or .npy of uids): {error}"
         ) from None
     if len(rows) and (rows[0] < 0 or rows[-1] >= len(table)):
-        raise UserError(f"subset {path} names row {int(rows[-1])}, {table.path} has rows 0 to {len(table) - 1}")
+        wrong = int(rows[0] if rows[0] < 0 else rows[-1])
+        raise UserError(f"subset {path} names row {wrong}, {table.path} has rows 0 to {len(table) - 1}")
     return rows
 
 

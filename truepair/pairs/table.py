@@ -123,6 +123,9 @@ class PairTable:
     def _mapped(self) -> dict[str, Column]:
         return {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}  # to be mapped anew
+
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """Column `name`, which must be numeric or boolean."""
         values = self.column(name)

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from truepair.config import RunConfig
@@ -18,7 +21,12 @@ from truepair.train.ledger import Ledger
 from truepair.train.step import Trainee
 
 # What must not change between the runs that write and continue a checkpoint, or it would not be the same run.
-IDENTITY = ("method", "model", "batch_size", "epochs", "lr", "seed", "keep", "pairs", "optim", "noise", "options")
+IDENTITY = (
+    *("method", "model", "batch_size", "epochs", "lr", "seed", "keep"),
+    *("pairs", "augment", "optim", "noise", "options"),
+)
+
+DAMAGE = (SafetensorError, pickle.PickleError, zipfile.BadZipFile)  # how its three kinds of file say they are broken
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -57,16 +65,21 @@ def save(
     """Write the state after `step` steps: under a temporary name, flushed to the disk, then renamed.
 
     Older checkpoints than the last `keep_last` are removed afterwards. A kill at any moment leaves the former ones.
+    Raises UserError if the disk is full or refuses.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(f".partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    save_local_dir(trainee.model, partial)
-    torch.save({"optimizer": optimizer.state_dict(), "method": trainee.method.state_dict()}, partial / "state.pt")
-    ledger.save(partial / "ledger.npz")
-    (partial / "identity.json").write_text(json.dumps(made_by, indent=1))
-    for file in partial.iterdir():
-        _to_disk(file)
+    try:
+        save_local_dir(trainee.model, partial)
+        torch.save({"optimizer": optimizer.state_dict(), "method": trainee.method.state_dict()}, partial / "state.pt")
+        ledger.save(partial / "ledger.npz")
+        (partial / "identity.json").write_text(json.dumps(made_by, indent=1))
+        for file in partial.iterdir():
+            _to_disk(file)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own name for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"checkpoint {folder} cannot be written: {_first_line(error)}; the former is whole") from error
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
@@ -99,9 +112,12 @@ def load(
         trainee.method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         ledger.load(folder / "ledger.npz")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"checkpoint {folder} does not fit this model and method: {first}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, *DAMAGE) as error:
+        raise UserError(f"checkpoint {folder} does not fit this run: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _to_disk(path: Path) -> None:

@@ -14,9 +14,9 @@ from truepair.losses.distributed import world_size
 
 @contextmanager
 def ranks(device: str) -> Iterator[torch.device]:
-    """Join the ranks that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one; yields this rank's device."""
+    """Join the ranks that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one; yields the device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local)
+    chosen = device_of(device, local)
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield chosen
         return
@@ -29,7 +29,8 @@ def ranks(device: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _device(name: str, local: int) -> torch.device:
+def device_of(name: str, local: int = 0) -> torch.device:
+    """The device of a name ("auto", "cpu", "cuda", "cuda:1", "mps"); raises UserError if it cannot be used."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", local)
@@ -50,21 +51,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _avx512_bf16()
-
-
-def _avx512_bf16() -> bool:
-    supported: bool = torch.cpu._is_avx512_bf16_supported()
-    return supported
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def workers_of(wanted: int) -> int:
-    """Decoding processes of a rank: as wanted, or for -1 the cores of a rank less one for the training itself, at most 8."""
+    """Decoding processes of a rank: as wanted; -1: a rank's cores less one for the training itself, at most 8."""
     if wanted >= 0:
         return wanted
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // here - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // here - 1))
 
 
 def agree(flags: list[bool], device: torch.device) -> list[bool]:

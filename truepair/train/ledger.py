@@ -71,9 +71,12 @@ class Ledger:
         np.savez(path, losses=self.losses, p_noise=self.p_noise, mixture=np.array(mixture))
 
     def load(self, path: Path) -> None:
-        """Back to the state `save` wrote."""
+        """Back to the state `save` wrote. Raises ValueError if it is of a table with another number of rows."""
         with np.load(path, allow_pickle=False) as saved:
-            self.losses, self.p_noise = saved["losses"], saved["p_noise"]
+            losses, p_noise = saved["losses"], saved["p_noise"]
+            if losses.shape != self.losses.shape or p_noise.shape != self.p_noise.shape:
+                raise ValueError(f"it knows {len(losses)} pairs, the table has {len(self.losses)}")
+            self.losses, self.p_noise = losses, p_noise
             mixture: dict[str, Any] | None = json.loads(str(saved["mixture"]))
         self.mixture = None if mixture is None else Mixture.from_dict(mixture)
 

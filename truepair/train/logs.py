@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class RunLog:
         self._task = self.progress.add_task("", total=steps, completed=start, loss=math.nan, rate=0.0, wait=0.0)
         self._sinks = _sinks(run, config) if speaks else []
         if speaks:
-            _cut(self.path, start)
+            cut(self.path, start)
             self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "RunLog":
@@ -70,8 +71,8 @@ class RunLog:
         self.console.print(text, style=style, markup=False, highlight=False)
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drop lines after `step` and a last line cut short: they belong to steps that are about to be done again."""
+def cut(path: Path, step: int) -> None:
+    """Drop a .jsonl's lines after `step` and a last one cut short: those steps are about to be done again."""
     if not path.exists():
         return
     kept = []
@@ -92,7 +93,7 @@ class _TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("--log.tensorboard needs: pip install 'truepair[tensorboard]'") from None
-        self.writer: Any = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(run / "tensorboard"))
 
     def write(self, figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():
@@ -149,3 +150,18 @@ class Clock:
         """(samples a second, share of the time spent waiting for data) since the last reset."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return samples / seconds, self.waited / seconds
+
+
+@contextmanager
+def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar for work that reports each few of `total` that are done; yields what it has to call."""
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)

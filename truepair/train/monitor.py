@@ -18,7 +18,7 @@ from truepair.noise import detection
 from truepair.pairs.batches import Batch
 from truepair.pairs.table import PairTable
 from truepair.train.devices import workers_of
-from truepair.train.logs import Clock, RunLog
+from truepair.train.logs import Clock, RunLog, cut
 from truepair.train.optim import warmup_steps
 from truepair.train.setup import Job
 from truepair.train.trouble import Trouble
@@ -42,12 +42,14 @@ class Monitor:
         config = job.config
         self.job = job
         self.log = RunLog(job.folder, config.log, steps=job.steps, start=job.start, speaks=rank() == 0)
-        chance = job.method.chance_loss(config.batch_size)
+        chance = job.method.chance_loss(config.batch_size, job.source.captions)
         self.trouble = Trouble(chance, warmup_steps(config.optim, job.steps))
         self.clock = Clock()
         self.seconds = 0.0
         self.samples = 0
         self.skipped: Counter[str] = Counter()
+        self.skipped_file = job.folder / (f"skipped-rank{rank()}.jsonl" if rank() else "skipped.jsonl")
+        cut(self.skipped_file, job.start)
         self.figures: dict[str, Any] = {}  # of the last evaluation
         self._pending: list[Step] = []
 
@@ -78,8 +80,7 @@ class Monitor:
         self._pending.append(Step(step, lr, tensors, batch.repeated_captions, len(batch.tokens)))
         if batch.skipped:
             self.skipped.update(skip.reason for skip in batch.skipped)
-            suffix = f"-rank{rank()}" if rank() else ""
-            with (self.job.folder / f"skipped{suffix}.jsonl").open("a", encoding="utf-8") as file:
+            with self.skipped_file.open("a", encoding="utf-8") as file:
                 for skip in batch.skipped:
                     file.write(json.dumps({"step": step, **vars(skip)}) + "\n")
 
@@ -108,11 +109,11 @@ class Monitor:
         self.log.advance(last.step, f"epoch {epoch}/{self.job.config.epochs}", figures[-1][0], rate, wait)
         self._pending.clear()
         self.clock.reset()
-        if len(broken) or not np.isfinite(np.array(figures)[:, 0]).all():
+        if len(broken) or not np.isfinite(np.array(figures)[:, :3]).all():  # loss, scale, norm of the gradient
             raise UserError(
-                f"the loss stopped being a finite number in the steps up to {last.step}, at rows "
-                f"{broken[:8].tolist()}{' …' if len(broken) > 8 else ''} of {self.job.table.path}; the last checkpoint is "
-                "sound. Try a lower --lr, --optim.clip-grad-norm 1, --precision fp32, or look at these rows"
+                f"loss or gradient stopped being finite in the steps up to {last.step}, at rows "
+                f"{broken[:8].tolist()}{' …' if len(broken) > 8 else ''} of {self.job.table.path}; the last checkpoint "
+                "is sound. Try a lower --lr, --optim.clip-grad-norm 1, --precision fp32, or look at these rows"
             )
 
     def end_of_epoch(self, step: int) -> None:

@@ -9,7 +9,7 @@ from truepair.config import OptimConfig
 
 
 def adamw(module: nn.Module, config: OptimConfig, lr: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only: norms, biases, logit scale and bias (all of less than 2 dimensions) have none."""
+    """AdamW with decay on matrices only: norms, biases, logit scale and bias (fewer than 2 dimensions) have none."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -1,6 +1,5 @@
 """Everything a run consists of, put together from its configuration."""
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from truepair.config import RunConfig, to_toml
+from truepair.config import RunConfig, filled, to_toml
 from truepair.errors import UserError
 from truepair.losses.distributed import rank, world_size
 from truepair.methods import Method, method_class
@@ -67,6 +66,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     order = _order(config, table)
     method = _method(config)
     folder = _folder(config, resume)
+    if config.optim.accumulation not in range(1, config.batch_size // world_size() + 1):
+        raise UserError(f"--optim.accumulation {config.optim.accumulation} does not cut the batch of a rank into parts")
 
     torch.manual_seed(config.seed)
     needs = method.needs
@@ -76,7 +77,9 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         init_scale=needs.init_scale,
         init_bias=needs.init_bias,
     )
-    trainee = Trainee(model, method).to(device, memory_format=torch.channels_last).train()
+    if needs.init_bias is None and model.bias is not None:
+        model.clip.logit_bias.requires_grad_(False)  # the method has no use for it, and DDP waits for every gradient
+    trainee = Trainee(model, method).to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
         model.compile_towers()
     optimizer = adamw(trainee, config.optim, config.lr)
@@ -100,7 +103,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         rank=rank(),
         world=world_size(),
     )
-    parallel = DistributedDataParallel(trainee) if world_size() > 1 else trainee
+    parallel = DistributedDataParallel(trainee) if world_size() > 1 else trainee  # waits until every rank is here
+    _claim(folder, config)
     steps = order.steps * config.epochs
     start = saved.step if saved else 0
     return Job(
@@ -122,15 +126,11 @@ def _order(config: RunConfig, table: PairTable) -> Order:
 
 def _method(config: RunConfig) -> Method:
     kind = method_class(config.method)
-    known = {field.name: field for field in dataclasses.fields(kind.Options)}
-    for name in config.options:
-        if name not in known:
-            raise UserError(f"method {config.method} has no option {name!r}; it has {', '.join(known) or 'none'}")
-    return kind(kind.Options(**config.options))
+    return kind(filled(kind.Options, config.options, f"options of {config.method}"))
 
 
 def _folder(config: RunConfig, resume: bool) -> Path:
-    """The run's directory with its run.toml. A new run needs an empty one; `resume` takes it as it is."""
+    """The run's directory, made if need be. A new run must not find another's there; `resume` takes it as it is."""
     if not config.out:
         raise UserError("say where the run is to be written: --out RUN")
     folder = Path(config.out)
@@ -142,7 +142,14 @@ def _folder(config: RunConfig, resume: bool) -> Path:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for rest in folder.glob("checkpoints/.partial-*"):
             shutil.rmtree(rest)  # a kill while saving
+        for file in folder.glob("columns/.*.partial-*"):
+            file.unlink()
+    return folder
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Write run.toml: from now on the directory is this run's. All ranks must have been through `_folder`."""
+    if rank() == 0:
         partial = folder / ".run.toml.partial"
         partial.write_text(to_toml(config), encoding="utf-8")
         partial.replace(folder / "run.toml")
-    return folder

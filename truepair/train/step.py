@@ -32,7 +32,7 @@ class Trainee(nn.Module):
         """Parameters that the loss uses directly, beside the features: logit scale and bias, the method's own."""
         clip = self.model.clip
         bias = [] if clip.logit_bias is None else [clip.logit_bias]
-        return [clip.logit_scale, *bias, *self.method.parameters()]
+        return [p for p in (clip.logit_scale, *bias, *self.method.parameters()) if p.requires_grad]
 
 
 class Cotangents:
@@ -60,7 +60,7 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     if micro_batches == 1:
         with precision:
             loss: Loss = trainee(inputs, pairs)
-        loss.total.backward()
+        torch.autograd.backward(loss.total)
         return loss
 
     inner: Trainee = trainee.module if isinstance(trainee, DistributedDataParallel) else trainee  # type: ignore[assignment]
@@ -83,21 +83,22 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     gradients = torch.autograd.grad(loss.total, [*whole.values(), *shared], allow_unused=True)
     sizes = [[len(tensor) for tensor in column] for column in zip(*columns, strict=True)]
     by_name = {
-        name: gradient.split(size)
+        name: torch.split(gradient, size)
         for name, gradient, size in zip(names, gradients, sizes, strict=False)
         if gradient is not None
     }
-    of_shared = list(gradients[len(names) :])
+    of_shared: list[Tensor | None] = list(gradients[len(names) :])
 
+    none_of_shared: list[Tensor | None] = [None] * len(shared)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         mine = {name: pieces[i] for name, pieces in by_name.items()}
-        cotangents = Cotangents(mine, of_shared if last else [None] * len(shared))
+        cotangents = Cotangents(mine, of_shared if last else none_of_shared)
         waiting = nullcontext() if last or not isinstance(trainee, DistributedDataParallel) else trainee.no_sync()
         with waiting, _restored(states[i], part.tokens.device):
             with precision:
                 surrogate: Tensor = trainee(part, cotangents=cotangents)
-            surrogate.backward()
+            torch.autograd.backward(surrogate)
     return loss
 
 
@@ -113,7 +114,7 @@ def _features(tensors: dict[str, Tensor]) -> Features:
 def _split(inputs: Inputs, parts: int, pairs: int) -> list[Inputs]:
     """Micro-batches of whole pairs: images by the second dimension, tokens K to a pair."""
     captions = inputs.tokens.shape[0] // pairs
-    tokens = inputs.tokens.unflatten(0, (pairs, captions)).tensor_split(parts)
+    tokens = inputs.tokens.view(pairs, captions, -1).tensor_split(parts)
     images = inputs.images.tensor_split(parts, dim=1)
     return [Inputs(image, token.flatten(0, 1)) for image, token in zip(images, tokens, strict=True)]
 

@@ -22,34 +22,25 @@ class Trouble:
     def watch(self, step: int, loss: float, scale: float, repeated: int, captions: int) -> list[str]:
         """Sentences about the step, usually none."""
         self.losses.append(loss)
-        found = []
         mean = sum(self.losses) / len(self.losses)
         full = len(self.losses) == STUCK_STEPS and step > self.warmup + STUCK_STEPS
+        found = {}
         if self.chance is not None and full and abs(mean - self.chance) < STUCK_MARGIN:
-            found.append(
-                (
-                    "stuck",
-                    f"the loss has stayed at ln(batch size) = {self.chance:.3f} for {STUCK_STEPS} steps: the model tells no "
-                    "pair from another. Usual causes: learning rate too high (try a tenth) or captions that do not "
-                    "belong to the images (look at a few rows of the table)",
-                )
+            found["stuck"] = (
+                f"the loss has stayed at {self.chance:.3f}, that of guessing, for {STUCK_STEPS} steps: the model tells "
+                "no pair from another. Usual causes: a learning rate too high (try a tenth), or captions that do not "
+                "belong to the images (look at a few rows of the table)"
             )
         if scale >= SCALE_BOUND * 0.999:
-            found.append(
-                (
-                    "scale",
-                    f"the logit scale is at its bound of {SCALE_BOUND:.0f}: the model is as sure as it may be. Often "
-                    "over-fitting (fewer epochs, more augmentation) or a learning rate too high",
-                )
+            found["scale"] = (
+                f"the logit scale is at its bound of {SCALE_BOUND:.0f}: the model is as sure as it may be. Often "
+                "over-fitting (fewer epochs, more augmentation) or a learning rate too high"
             )
         if repeated > REPEATED_SHARE * captions:
-            found.append(
-                (
-                    "repeated",
-                    f"{repeated} of {captions} captions of a batch are repeated: pairs with the same caption are trained as "
-                    "each other's negatives. Use --pairs.unique caption, or a method that knows several positives",
-                )
+            found["repeated"] = (
+                f"{repeated} of {captions} captions of a batch are repeated: pairs with the same caption are trained "
+                "as each other's negatives. Use --pairs.unique caption, or a method that knows several positives"
             )
-        new = [(name, sentence) for name, sentence in found if name not in self.said]
-        self.said.update(name for name, _ in new)
-        return [sentence for _, sentence in new]
+        new = [sentence for name, sentence in found.items() if name not in self.said]
+        self.said.update(found)
+        return new

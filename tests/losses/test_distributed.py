@@ -1,0 +1,126 @@
+"""One process, two ranks and three ranks give the same values and the same gradients.
+
+Ranks are real gloo processes. Each embeds its share of the batch with common parameters; what data-parallel training
+makes of their losses and gradients, the mean over ranks, must be what one process gets from the whole batch.
+"""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from truepair.losses import Dense, Groups, all_gather, pairwise, sigmoid_rows, softmax_rows, weighted_mean
+from truepair.losses.distributed import rank, total, world_size
+from truepair.methods import METHODS
+from truepair.methods.base import Features, Pairs
+
+BATCH, CAPTIONS, WIDTH = 12, 2, 6
+BLOCK = 5  # rows a block: the whole batch takes five, a third of it one
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def mine(whole: Tensor) -> Tensor:
+    """This rank's part of what is known of the whole batch."""
+    return whole.chunk(world_size())[rank()]
+
+
+def own_softmax(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = softmax_rows(image, text, scale)
+    return rows, weighted_mean(rows, weight) + weighted_mean(softmax_rows(text, image, scale))
+
+
+def own_sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = sigmoid_rows(image, text, scale, bias)
+    return rows, weighted_mean(rows, weight) + weighted_mean(sigmoid_rows(text, image, scale, bias))
+
+
+def groups(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = mine(torch.arange(BATCH) % 5)
+    columns = all_gather(mine(torch.arange(BATCH * CAPTIONS) // CAPTIONS % 5))
+    soft = softmax_rows(image, text, scale, Groups(rows, columns))
+    return soft, weighted_mean(soft + sigmoid_rows(image, text, scale, bias, Groups(rows, columns, normalise=False)))
+
+
+def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    target = Dense(mine(drawn(BATCH, BATCH * CAPTIONS, seed=7).clamp_min(0)))
+    rows = softmax_rows(image, text, scale, target)
+    return rows, weighted_mean(rows + sigmoid_rows(image, text, scale, bias, target), weight)
+
+
+def of_method(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        kind = METHODS[name]
+        pairs = Pairs(torch.arange(len(image)), 1 - weight, {}, epoch=1.5, epochs=4)
+        result = kind(kind.Options()).loss(Features(image, text), scale, bias, pairs)
+        return result.per_pair, result.total
+
+    return loss
+
+
+LOSSES = {"own softmax": own_softmax, "own sigmoid": own_sigmoid, "groups": groups, "dense": dense}
+LOSSES |= {name: of_method(name) for name in METHODS}
+
+
+def results() -> dict[str, dict[str, Tensor]]:
+    """For every loss: this rank's rows, its total, and the gradient of the total in the common parameters."""
+    found = {}
+    for name, loss in LOSSES.items():
+        towers = [drawn(8, WIDTH, seed=seed).requires_grad_() for seed in (1, 2)]
+        scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (9.0, -2.0))
+        image = normalize(mine(drawn(BATCH, 8, seed=3)) @ towers[0], dim=1)
+        text = normalize(mine(drawn(BATCH * CAPTIONS, 8, seed=4)) @ towers[1], dim=1)
+        weight = mine(torch.linspace(0, 1, BATCH, dtype=torch.float64))  # uneven between ranks, one of them zero
+        rows, value = loss(image, text, scale, bias, weight)
+        gradients = torch.autograd.grad(value, [*towers, scale, bias], allow_unused=True, materialize_grads=True)
+        found[name] = {"rows": rows.detach(), "total": value.detach()}
+        found[name] |= dict(zip(("image tower", "text tower", "scale", "bias"), gradients, strict=True))
+    return found
+
+
+def run_rank(number: int, world: int, folder: Path) -> None:
+    """A process of its own: compute this rank's results and write them down."""
+    torch.set_num_threads(1)
+    pairwise.ROWS = BLOCK
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=world)
+    assert total(torch.tensor(number)).item() == sum(range(world))
+    torch.save(results(), folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Results of each of 2, then 3 ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context("forkserver")  # one import of torch for all ranks
+    context.set_forkserver_preload(["truepair.methods"])
+    processes = [context.Process(target=run_rank, args=(i, request.param, folder)) for i in range(request.param)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * request.param
+    return [torch.load(folder / f"{i}.pt") for i in range(request.param)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ranks_together_have_the_rows_the_mean_and_the_gradients_of_one_process(ranks: list[dict], name: str) -> None:
+    alone = results()[name]
+    torch.testing.assert_close(torch.cat([of[name]["rows"] for of in ranks]), alone["rows"], **CLOSE)
+    for quantity in ("total", "image tower", "text tower", "scale", "bias"):
+        mean = sum(of[name][quantity] for of in ranks) / len(ranks)
+        torch.testing.assert_close(mean, alone[quantity], **CLOSE)
+
+
+def test_one_process_gathers_nothing() -> None:
+    x = torch.ones(2, 3)
+    assert all_gather(x) is x and world_size() == 1 and rank() == 0 and total(x).equal(x)

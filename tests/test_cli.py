@@ -1,0 +1,114 @@
+"""The command: its verbs do what they say, wrong input costs one clear line and exit 2."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from truepair.cli import VERBS, main
+
+QUICK = ["--model", "truepair-test", "--batch-size", "32", "--workers", "0", "--precision", "fp32", "--device", "cpu"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
+    """The JSON object a verb prints as its last line; it must end well."""
+    try:
+        main([*argv, "--json"])
+    except SystemExit as ended:
+        assert ended.code == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on stderr of a verb that must be refused with exit 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(argv))
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.err.startswith("truepair: ") and said.err.count("\n") == 1, said.err
+    return said.err
+
+
+@pytest.mark.parametrize("verb", ["train", *VERBS])
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in ["train", *VERBS])
+
+
+def test_train_shows_the_options_of_the_method_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--method", "gate", "--help"])
+    assert "--options.power" in capsys.readouterr().out
+
+
+def test_from_shards_to_an_exported_model(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    indexed = run(capsys, "index", str(scenes / "train" / "shards"), "--out", str(tmp_path / "table"))
+    noisy = run(capsys, "corrupt", str(tmp_path / "table"), "--rate", "0.5", "--out", str(tmp_path / "noisy"))
+    assert noisy["rows"] == indexed["rows"] and noisy["nominal"] == 0.5 and 0 < noisy["effective"] <= 0.5
+
+    trained = ["train", "--data", str(tmp_path / "noisy"), "--out", str(tmp_path / "run"), "--method", "gate", *QUICK]
+    trained += ["--epochs", "2", "--noise.warmup-epochs", "1", "--eval.retrieval", str(scenes / "test")]
+    result = run(capsys, *trained)
+    assert result["step"] == result["steps"] == 2 * (indexed["rows"] // 32)
+    assert 0 <= result["figures"]["text_to_image_r1"] <= 1
+    again = run(capsys, *trained, "--resume")
+    assert again["step"] == result["step"]
+
+    found = run(
+        capsys, "audit", str(tmp_path / "noisy"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "a")
+    )
+    assert found["n"] == indexed["rows"] and 0 <= found["figures"]["auroc"] <= 1
+    figures = run(capsys, "eval", str(tmp_path / "run"), "--zeroshot", str(scenes / "zeroshot"))
+    assert set(figures["results"][0]["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
+    run(capsys, "export", str(tmp_path / "run"), "--out", str(tmp_path / "model"))
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= {f.name for f in (tmp_path / "model").iterdir()}
+
+
+def test_a_recipe_is_overridden_by_flags(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('method = "gate"\nepochs = 9\nmodel = "truepair-test"\n\n[options]\npower = 2.0\n')
+    out = tmp_path / "run"
+    argv = ["train", "--config", str(recipe), "--data", str(scenes / "train"), "--out", str(out), "--epochs", "1"]
+    run(capsys, *argv, *QUICK)
+    kept = (out / "run.toml").read_text()
+    assert "epochs = 1\n" in kept and 'method = "gate"' in kept and "power = 2.0" in kept
+
+
+def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = str(scenes / "train")
+    out = ["--out", str(tmp_path / "out")]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with tarfile.open(tmp_path / "nothing.tar", "w"):
+        pass
+    assert "no verb" in refused(capsys, "paint")
+    assert "no such source" in refused(capsys, "index", str(tmp_path / "absent"), *out)
+    assert str(empty) in refused(capsys, "index", str(empty), *out)
+    assert "no usable pair" in refused(capsys, "index", str(tmp_path / "nothing.tar"), *out)
+    assert "not a pair table" in refused(capsys, "train", "--data", str(empty), *out)
+    assert "choose one of clip" in refused(capsys, "train", "--data", train, *out, "--method", "magic")
+    assert "ViT-B-32" in refused(capsys, "train", "--data", train, *out, "--model", "ViT-B-23")
+    assert "--batch-size" in refused(capsys, "train", "--data", train, *out, "--batch-size", "100000")
+    assert "--out" in refused(capsys, "train", "--data", train)
+    assert "no run" in refused(capsys, "export", str(empty), *out)
+    assert "no run" in refused(capsys, "audit", train, "--model", str(empty), *out)
+    assert "say what to evaluate" in refused(capsys, "eval", "open_clip:truepair-test")
+    assert "rate" in refused(capsys, "corrupt", train, "--rate", "1.5", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--batchsize", "3"])
+    assert ended.value.code == 2

@@ -1,0 +1,70 @@
+"""metrics.jsonl: a line a figure, cut where a resumed run goes on; and the clock behind samples/s."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from truepair.config import LogConfig
+from truepair.train.logs import Clock, RunLog, cut
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_figures_become_lines_with_what_is_not_finite_as_null(tmp_path: Path) -> None:
+    with RunLog(tmp_path, LogConfig(), steps=5, start=0, speaks=True) as log:
+        log.write("train", 1, loss=float("nan"), scale=2.5)
+        log.write("noise", 1, reason="none", auroc=float("inf"))
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"kind": "train", "step": 1, "loss": None, "scale": 2.5},
+        {"kind": "noise", "step": 1, "reason": "none", "auroc": None},
+    ]
+
+
+def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, LogConfig(), steps=5, start=0, speaks=False) as log:
+        log.write("train", 1, loss=1.0)
+        log.say("hello")
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().err == ""
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.integers(1, 30), max_size=20), start=st.integers(0, 30), torn=st.integers(0, 60))
+def test_a_resumed_run_keeps_the_lines_of_the_steps_it_stands_on(
+    tmp_path: Path, steps: list[int], start: int, torn: int
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    last = json.dumps({"kind": "train", "step": 31, "loss": 0.123456789})[:torn]
+    path.write_text("".join(json.dumps({"step": step, "loss": 0.1}) + "\n" for step in sorted(steps)) + last)
+    cut(path, start)
+    assert [line["step"] for line in lines(path)] == [step for step in sorted(steps) if step <= start]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_cutting_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    cut(tmp_path / "metrics.jsonl", 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow_items() -> object:
+        for item in range(4):
+            now[0] += 0.3
+            yield item
+
+    clock = Clock()
+    for _ in clock.over(slow_items()):  # type: ignore[arg-type]
+        now[0] += 0.1
+    rate, wait = clock.read(160)
+    assert rate == pytest.approx(100) and wait == pytest.approx(0.75)
+    clock.reset()
+    now[0] += 2
+    assert clock.read(100) == (50.0, 0.0)

@@ -1,0 +1,66 @@
+"""The run page: what one or several runs learned, what they came to think of the pairs, and how right they were."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from truepair.config import to_toml
+from truepair.errors import UserError
+from truepair.report.curves import detection, learning
+from truepair.report.doubt import doubt
+from truepair.report.record import labels, read_run
+from truepair.report.summary import differences, glossary, headings, lead, rows
+from truepair.report.svg import RUNS
+
+
+def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int = 24) -> Path:
+    """Write one self-contained HTML page that compares `runs` (run directories, finished or not) and return its path.
+
+    worst: most doubted pairs to show of each run. The page is written whole or not at all, asks nothing of a network,
+    and is the same for the same runs. Raises UserError if there is no run to show.
+    """
+    if not runs:
+        raise UserError("there is no run to report on; name at least one run directory")
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the HTML file to write")
+    records = [read_run(Path(run)) for run in runs]
+    methods = [record.config.method for record in records]
+    names = labels(records)
+    ends = names if len(names) > 1 else [""]  # one run's curves need no names
+    page = _render(
+        title=title or f"What the run{'s' * (len(runs) > 1)} found: {', '.join(dict.fromkeys(methods))}",
+        lead=lead(records),
+        head=headings(records),
+        glossary=glossary(records),
+        rows=rows(records, names),
+        measured=any(record.evals for record in records),
+        learning=learning(records, ends),
+        detection=detection(records, ends),
+        doubts=[doubt(record, name, i, worst) for i, (record, name) in enumerate(zip(records, names, strict=True))],
+        differences=differences(records),
+        configs=[(name, to_toml(record.config)) for record, name in zip(records, names, strict=True)],
+        notes=[(name, note) for record, name in zip(records, names, strict=True) for note in record.notes],
+        labels=names,
+        colours=len(RUNS),
+    )
+    _write(out, page)
+    return out
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("truepair.report", "")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return pages.get_template("run.html").render(values)
+
+
+def _write(out: Path, page: str) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(page, encoding="utf-8", errors="replace")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

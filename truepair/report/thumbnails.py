@@ -1,0 +1,100 @@
+"""The pairs a noise model doubts most, each with a small picture that travels inside the page."""
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from truepair.pairs.image import Crop, ImageError, decode_crop
+from truepair.pairs.table import SCHEMA, PairTable
+from truepair.report.record import PairLosses
+
+SIZE = 128  # pixels of a thumbnail's longer side, at most
+LONGEST_CAPTION = 140  # characters
+MOST_CAPTIONS = 3
+_WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]+")
+
+
+@dataclass(frozen=True)
+class DoubtedPair:
+    """A pair as the page shows it. All text is as the table has it but clipped: hostile until the page escapes it.
+
+    picture: data URI of a JPEG, "" if there is none; problem: why there is none.
+    width, height: pixels to show the picture at, in the image's own proportion.
+    captions: those trained on; more: how many were left out. before: the first caption before captions were corrupted
+    or rewritten, where they differ.
+    truth: really mismatched; None where it is not known.
+    """
+
+    row: int
+    picture: str
+    width: int
+    height: int
+    problem: str
+    captions: list[str]
+    more: int
+    before: list[str]
+    p_noise: float
+    loss: float
+    truth: bool | None
+
+
+def worst(losses: PairLosses, count: int) -> NDArray[np.int64]:
+    """Places in `losses` of the `count` pairs with the highest p_noise, ties by loss, the most doubted first."""
+    order: NDArray[np.int64] = np.lexsort((-losses.loss, -losses.p_noise))[:count]
+    return order
+
+
+def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_column: str = "") -> list[DoubtedPair]:
+    """The `count` worst pairs with pictures and captions; an image that cannot be shown is named, never skipped."""
+    captions = table.captions(caption_column)
+    original = table.captions("caption") if (caption_column or table.caption_column) not in SCHEMA.names else captions
+    width, height = table.numbers("width"), table.numbers("height")
+    pairs = []
+    for place in worst(losses, count):
+        row = int(losses.rows[place])
+        wide, high = max(int(width[row]), 1), max(int(height[row]), 1)
+        size = min(SIZE, max(wide, high))
+        picture, problem = _picture(table, row, size)
+        texts, before = captions[row], original[row]
+        pairs.append(
+            DoubtedPair(
+                row=row,
+                picture=picture,
+                width=max(round(SIZE * min(1.0, wide / high)), 1),
+                height=max(round(SIZE * min(1.0, high / wide)), 1),
+                problem=problem,
+                captions=[clipped(text) for text in texts[:MOST_CAPTIONS]],
+                more=max(len(texts) - MOST_CAPTIONS, 0),
+                before=[clipped(text) for text in before[:1]] if before != texts else [],
+                p_noise=float(losses.p_noise[place]),
+                loss=float(losses.loss[place]),
+                truth=None if losses.truth is None else bool(losses.truth[place]),
+            )
+        )
+    return pairs
+
+
+def _picture(table: PairTable, row: int, size: int) -> tuple[str, str]:
+    """(data URI, "") of a row's image, squeezed to a square of `size` pixels, or ("", why there is none)."""
+    try:
+        pixels = decode_crop(table.image_bytes(row), size, _WHOLE)
+    except ImageError as error:
+        return "", clipped(str(error))
+    except (OSError, pa.ArrowException) as error:
+        return "", clipped(f"image file not readable: {error}")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii"), ""
+
+
+def clipped(text: str) -> str:
+    """At most LONGEST_CAPTION characters on one line, without control characters."""
+    line = _CONTROL.sub(" ", text[: 4 * LONGEST_CAPTION]).strip()
+    return line if len(line) <= LONGEST_CAPTION else line[: LONGEST_CAPTION - 1].rstrip() + "…"
