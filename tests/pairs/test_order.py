@@ -63,7 +63,7 @@ def test_rows_left_out_of_an_epoch_are_others_each_time() -> None:
     order = Order(np.arange(1023), 512, block=16, window=64)
     left_out = [set(range(1023)) - set(epoch_of(order, epoch).tolist()) for epoch in range(4)]
     assert all(len(rows) == 511 for rows in left_out)
-    assert not set.intersection(*left_out[:2]) == left_out[0]
+    assert set.intersection(*left_out[:2]) != left_out[0]
 
 
 def test_rows_of_a_window_come_from_few_blocks_of_neighbours() -> None:

@@ -103,7 +103,8 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(
             bad = torch.isin(pairs.rows, torch.tensor(poisoned))
             seen.extend(pairs.rows[bad].tolist())
             return Loss(loss.total * torch.where(bad.any(), torch.nan, 1.0), loss.per_pair.masked_fill(bad, torch.nan))
-        return Loss(loss.total + (loss.total.detach() - loss.total) * torch.inf, loss.per_pair)
+        loss.total.register_hook(lambda gradient: gradient * torch.inf)
+        return loss
 
     monkeypatch.setattr(Gate, "loss", poison)
     config = run_config(checkpoint_steps=1, log=LogConfig(every=1, keep_checkpoints=100))
@@ -115,7 +116,7 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(
     lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     assert saved and int(saved[-1].name[5:]) == last["step"] - 1 >= 8
-    assert (last["loss"] is None) or (last["grad_norm"] is None)
+    assert last["grad_norm"] is None and (last["loss"] is None) == (place == "loss")
 
 
 def test_trouble_is_said_once_in_the_terminal(run_config: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,8 +124,10 @@ def test_a_kill_while_saving_leaves_the_former_checkpoint(
     process.kill()
     process.join()
     assert partial.exists() and newest(folder).name == "step-00000005"
+    column = folder / "columns" / ".epoch-0001.parquet.partial-1"  # what a kill while writing a column leaves
+    column.write_bytes(b"PAR1")
     train(config, resume=True)
-    assert not partial.exists()
+    assert not partial.exists() and not column.exists()
     assert_same_runs(reference, folder, metrics)
 
 

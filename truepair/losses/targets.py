@@ -28,7 +28,7 @@ class Target(Protocol):
     must cover the global batch (gather it with `all_gather`). A row normaliser is computed before, not in `tile`."""
 
     def tile(self, tile: Tile) -> Tensor:
-        """(R, C): a distribution over a row's columns for softmax; the probability of a match for sigmoid; or weights."""
+        """(R, C): a distribution over a row's columns for softmax; of a match the probability for sigmoid; weights."""
         ...
 
 

@@ -98,7 +98,7 @@ def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIX
 
 
 def _span(start: float, length: float, pixels: int) -> tuple[int, int]:
-    """A part of a side of `pixels`, given in fractions of it, as its first pixel and one past its last (one at least)."""
+    """A part of a side of `pixels`, given as fractions: its first pixel and one past its last (at least one)."""
     first = min(round(start * pixels), pixels - 1)
     return first, min(max(round((start + length) * pixels), first + 1), pixels)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch.distributed as dist
 
 from truepair.errors import UserError
 from truepair.losses.distributed import world_size
+
+_GROUPS = count()  # process groups made by this process, the same on every rank
 
 
 @contextmanager
@@ -22,7 +25,11 @@ def ranks(device: str) -> Iterator[torch.device]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, number, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    # A prefix of its own: else a second run in these processes would meet the addresses of the first one's group.
+    own = dist.PrefixStore(f"truepair-{next(_GROUPS)}", store)  # type: ignore[attr-defined]
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own, rank=number, world_size=world)
     try:
         yield chosen
     finally:

@@ -130,7 +130,7 @@ def _method(config: RunConfig) -> Method:
 
 
 def _folder(config: RunConfig, resume: bool) -> Path:
-    """The run's directory, made if need be. A new run must not find another's there; `resume` takes it as it is."""
+    """The run's directory. A new run must not find another's there; `resume` takes it as it is."""
     if not config.out:
         raise UserError("say where the run is to be written: --out RUN")
     folder = Path(config.out)
@@ -138,18 +138,20 @@ def _folder(config: RunConfig, resume: bool) -> Path:
         raise UserError(f"{folder} is a file; choose another --out")
     if not resume and (folder / "run.toml").exists():
         raise UserError(f"{folder} holds a run already; go on with --resume, or choose another --out")
+    return folder
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Make the directory this run's: free of what a kill left half-written, with its run.toml (rank 0).
+
+    All ranks must have been through `_folder`.
+    """
     if rank() == 0:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for rest in folder.glob("checkpoints/.partial-*"):
             shutil.rmtree(rest)  # a kill while saving
         for file in folder.glob("columns/.*.partial-*"):
             file.unlink()
-    return folder
-
-
-def _claim(folder: Path, config: RunConfig) -> None:
-    """Write run.toml: from now on the directory is this run's. All ranks must have been through `_folder`."""
-    if rank() == 0:
         partial = folder / ".run.toml.partial"
         partial.write_text(to_toml(config), encoding="utf-8")
         partial.replace(folder / "run.toml")
