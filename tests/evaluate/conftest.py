@@ -30,7 +30,7 @@ COLOURS = {
 class ColourModel(nn.Module):
     """Features are centred RGB: of an image its mean colour, of a text the mean of the colours it names."""
 
-    name, image_size, context_length = "colours", 8, 64
+    name, image_size, squash, context_length = "colours", 8, False, 64
 
     def __init__(self) -> None:
         super().__init__()

@@ -36,17 +36,28 @@ def reason(data: bytes, **options: object) -> str:
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([16, 32, 65]), st.sampled_from(["PNG", "JPEG"]))
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from([16, 32, 65]),
+    st.sampled_from(["PNG", "JPEG"]),
+    st.booleans(),
+)
 def test_the_centre_equals_open_clips_validation_transform_pixel_for_pixel(
-    width: int, height: int, size: int, form: str
+    width: int, height: int, size: int, form: str, squash: bool
 ) -> None:
     data = encoded(picture(width, height), form)
-    steps = [step for step in image_transform(size, is_train=False).transforms if not isinstance(step, ToTensor)]
+    mode = "squash" if squash else "shortest"
+    steps = [
+        step
+        for step in image_transform(size, is_train=False, resize_mode=mode).transforms
+        if not isinstance(step, ToTensor)
+    ]
     steps = [step for step in steps if type(step).__name__ != "Normalize"]
     expected = Image.open(io.BytesIO(data))
     for step in steps:
         expected = step(expected)
-    np.testing.assert_array_equal(decode_centre(data, size), np.asarray(expected))
+    np.testing.assert_array_equal(decode_centre(data, size, squash=squash), np.asarray(expected))
 
 
 def test_the_centre_of_a_whole_image_survives_unchanged() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truepair.pairs.text import MAX_CHARACTERS, draw_captions, tokenize, trim
+from truepair.pairs.text import MAX_CHARACTERS, draw_captions, first_captions, tokenize, trim
 
 
 @settings(deadline=None, max_examples=60)
@@ -68,3 +68,8 @@ def test_another_epoch_draws_other_captions() -> None:
     rows = np.arange(300)
     first, second = (draw_captions([["a", "b"]] * 300, rows, 1, 0, epoch) for epoch in (0, 1))
     assert 100 < sum(a != b for a, b in zip(first, second, strict=True)) < 200
+
+
+def test_the_first_captions_are_always_the_same_and_start_again_where_a_row_has_fewer() -> None:
+    assert first_captions([["a", "b", "c"], ["d"]], 1) == ["a", "d"]
+    assert first_captions([["a", "b", "c"], ["d"]], 2) == ["a", "b", "d", "d"]

@@ -25,6 +25,7 @@ class Encoder(Protocol):
 
     name: str
     image_size: int
+    squash: bool  # images are resized to a square rather than cut
     training: bool
 
     @property
@@ -85,8 +86,8 @@ class _Decoded:
 class _Decoder(Dataset[_Decoded]):
     """Item b is the decoded batch b: whole batches cross the process border, as one uint8 tensor each."""
 
-    def __init__(self, read: Read, n: int, size: int, batch_size: int) -> None:
-        self.read, self.n, self.size, self.batch_size = read, n, size, batch_size
+    def __init__(self, read: Read, n: int, size: int, squash: bool, batch_size: int) -> None:
+        self.read, self.n, self.size, self.squash, self.batch_size = read, n, size, squash, batch_size
 
     def __len__(self) -> int:
         return -(-self.n // self.batch_size)
@@ -98,7 +99,7 @@ class _Decoder(Dataset[_Decoded]):
         pixels = np.empty((min(self.batch_size, self.n - start), self.size, self.size, 3), np.uint8)
         for row in range(start, start + len(pixels)):
             try:
-                pixels[len(rows)] = decode_centre(self.read(row), self.size)
+                pixels[len(rows)] = decode_centre(self.read(row), self.size, squash=self.squash)
             except ImageError as error:
                 skipped.append((row, error.reason))
             except OSError:
@@ -120,13 +121,13 @@ def _one_thread(worker: int) -> None:
 def image_features(
     model: Encoder, read: Read, n: int, *, batch_size: int = 256, workers: int = 0, progress: Progress | None = None
 ) -> ImageFeatures:
-    """Encode images 0..n-1, whose file bytes `read` gives; centre crop at the model's size, as open_clip validates.
+    """Encode images 0..n-1, whose file bytes `read` gives; resized and cut as open_clip validates.
 
     Images that cannot be read or decoded are left out and named in `skipped`. `workers` processes decode with one
     thread each; 0 decodes in this one. Raises UserError if no image is left.
     """
     loader = DataLoader(
-        _Decoder(read, n, model.image_size, batch_size),
+        _Decoder(read, n, model.image_size, model.squash, batch_size),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=_one_thread,

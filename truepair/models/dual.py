@@ -46,7 +46,8 @@ class DualEncoder(nn.Module):
     Attributes:
         clip: the open_clip `CustomTextCLIP` (or `CoCa`) itself; its state_dict is what is saved and exported.
         name: what it was made from. config: open_clip's model config (embed_dim, vision_cfg, text_cfg, …).
-        image_size: S, pixels. context_length: tokens at most.
+        image_size: S, pixels. squash: images to evaluate are resized to a square, not cut to one.
+        context_length: tokens at most.
         pad_id: token that may be trimmed from the right, None for towers whose features depend on padding.
     """
 
@@ -60,7 +61,11 @@ class DualEncoder(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         size = clip.visual.image_size
-        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        if height != width:
+            raise UserError(f"model {name!r} wants images of {width}x{height}; only square ones are made here")
+        self.image_size = int(height)
+        self.squash = clip.visual.preprocess_cfg.get("resize_mode") == "squash"
         self.context_length = int(clip.context_length)
         self.pad_id = _pad_id(clip.text)
         mean = getattr(clip.visual, "image_mean", None) or OPENAI_DATASET_MEAN
@@ -125,7 +130,7 @@ class DualEncoder(nn.Module):
             "mean": (self.mean.flatten() / 255).tolist(),
             "std": (self.std.flatten() / 255).tolist(),
             "interpolation": "bicubic",
-            "resize_mode": "shortest",
+            "resize_mode": "squash" if self.squash else "shortest",
         }
 
 

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from truepair.pairs import draws
 from truepair.pairs.image import ImageError, decode_crop, random_crop
 from truepair.pairs.order import Order
 from truepair.pairs.table import PairTable
-from truepair.pairs.text import Tokenizer, draw_captions, tokenize
+from truepair.pairs.text import Tokenizer, draw_captions, first_captions, tokenize
 
 SUBSTITUTES = 32  # unreadable images in a row after which the source, not an image, must be broken
 
@@ -60,7 +60,8 @@ class BatchSource(Dataset[Batch]):
     """Makes the batch of a global step (epoch = step // steps an epoch): what a worker process runs.
 
     table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
-    captions: K a row. views: V crops an image. crop_scale: area range of the random crop.
+    captions: K a row; draw: at random for each epoch, or always the first. views: V crops an image.
+    crop_scale: area range of the random crop.
     columns: numeric columns of the table that the method reads. rank, world: this rank's share.
     """
 
@@ -72,6 +73,7 @@ class BatchSource(Dataset[Batch]):
     captions: int = 1
     views: int = 1
     crop_scale: tuple[float, float] = (0.9, 1.0)
+    draw: Literal["random", "first"] = "random"
     caption_column: str = ""
     columns: Sequence[str] = ()
     seed: int = 0
@@ -93,7 +95,11 @@ class BatchSource(Dataset[Batch]):
                 skipped.append(_skip(row, error))
                 rows[i] = self._substitute(row, epoch, images[:, i], skipped)
         captions = self.table.captions(self.caption_column)
-        texts = draw_captions([captions[row] for row in rows.tolist()], rows, self.captions, self.seed, epoch)
+        stored = [captions[row] for row in rows.tolist()]
+        if self.draw == "first":
+            texts = first_captions(stored, self.captions)
+        else:
+            texts = draw_captions(stored, rows, self.captions, self.seed, epoch)
         return Batch(
             rows=torch.from_numpy(rows),
             images=torch.from_numpy(images),

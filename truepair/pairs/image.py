@@ -103,13 +103,18 @@ def _span(start: float, length: float, pixels: int) -> tuple[int, int]:
     return first, min(max(round((start + length) * pixels), first + 1), pixels)
 
 
-def decode_centre(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode_centre(
+    data: bytes, size: int, *, squash: bool = False, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
     """Decode, resize the shorter side to `size` (bicubic) and cut the centre: (size, size, 3) uint8, for evaluation.
 
-    Pixels equal open_clip's validation transform before its conversion to float. Raises ImageError.
+    `squash` resizes both sides instead and cuts nothing. Pixels equal those of open_clip's validation transform of
+    the same resize_mode ("shortest" or "squash") before its conversion to float. Raises ImageError.
     """
     with _opened(data, max_pixels) as image:
         pixels = _rgb(image)
+        if squash:
+            return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
         width, height = pixels.size
         if width <= height:  # torchvision's Resize truncates the longer side
             new_width, new_height = size, max(int(size * height / width), size)

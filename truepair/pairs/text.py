@@ -38,3 +38,8 @@ def draw_captions(
         for texts, start in zip(captions, starts.tolist(), strict=True)
         for k in range(count)
     ]
+
+
+def first_captions(captions: Sequence[Sequence[str]], count: int) -> list[str]:
+    """B·count captions, row-major: the first `count` (K) of each row, from the start again where it has fewer."""
+    return [texts[k % len(texts)] for texts in captions for k in range(count)]

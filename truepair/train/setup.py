@@ -95,6 +95,7 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         model.pad_id,
         model.image_size,
         captions=max(config.pairs.captions, needs.captions),
+        draw=config.pairs.draw,
         views=needs.views,
         crop_scale=config.pairs.crop_scale,
         caption_column=config.pairs.caption_column,
