@@ -1,11 +1,14 @@
 """The demo: both methods compared in one JSON object and one page, also where emoji cannot be had."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from truepair import demo
+from truepair.errors import UserError
 from truepair.pairs.corpora import CorpusUnavailable
 from truepair.pairs.corpora import tables as corpora
 
@@ -36,9 +39,10 @@ def test_without_npm_the_demo_says_so_and_draws_scenes(quick: Path, monkeypatch:
         raise CorpusUnavailable("npm cannot be reached")
 
     monkeypatch.setattr(corpora, "make_emoji", offline)
-    said: list[str] = []
-    result = demo.run_demo(quick, seed=0, corpus="emoji", say=said.append)
-    assert any("npm cannot be reached" in line and "scenes" in line for line in said)
+    console = Console(file=io.StringIO(), width=200)
+    result = demo.run_demo(quick, seed=0, corpus="emoji", console=console)
+    said = console.file.getvalue()
+    assert "npm cannot be reached" in said and "scenes" in said
     assert result["corpus"] == "scenes"
     for method in ("clip", "gate"):
         assert set(result[method]) == {"top1", "top5", "r1", "auroc", "samples_per_s"}
@@ -49,9 +53,15 @@ def test_without_npm_the_demo_says_so_and_draws_scenes(quick: Path, monkeypatch:
 
 
 def test_a_second_demo_keeps_the_corpus_and_replaces_the_runs(quick: Path) -> None:
-    first = demo.run_demo(quick, seed=0, corpus="scenes", say=lambda _: None)
+    first = demo.run_demo(quick, seed=0, corpus="scenes", console=Console(quiet=True))
     shard = next((quick / "scenes" / "train" / "shards").iterdir())
     made = shard.stat().st_mtime_ns
-    second = demo.run_demo(quick, seed=0, corpus="scenes", say=lambda _: None)
+    second = demo.run_demo(quick, seed=0, corpus="scenes", console=Console(quiet=True))
     assert shard.stat().st_mtime_ns == made
     assert [first[m]["top1"] for m in ("clip", "gate")] == [second[m]["top1"] for m in ("clip", "gate")]
+
+
+def test_a_run_that_fails_is_named_with_its_last_words(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo.RECIPE.write_text(RECIPE.replace("truepair-test", "no-such-model"))
+    with pytest.raises(UserError, match=r"clip failed: .*no-such-model"):
+        demo.run_demo(quick, seed=0, corpus="scenes", console=Console(quiet=True))

@@ -110,7 +110,7 @@ class Export:
 def demo(args: Demo) -> dict[str, Any]:
     from truepair.demo import run_demo, table_of
 
-    result = run_demo(args.out, seed=args.seed, corpus=args.corpus, say=console.print)
+    result = run_demo(args.out, seed=args.seed, corpus=args.corpus, console=console)
     console.print(table_of(result))
     console.print(f"report: {args.out / 'report.html'}")
     return result
