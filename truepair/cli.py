@@ -16,7 +16,7 @@ from rich.console import Console
 from truepair.errors import UserError
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)  # paths and captions are no markup
 
 
 @dataclass
@@ -164,9 +164,14 @@ def corrupt(args: Corrupt) -> dict[str, Any]:
 
 
 def train(config: Any, options: dict[str, Any], resume: bool) -> Any:
+    from truepair.report import run_report
     from truepair.train import train
 
-    return train(dataclasses.replace(config, options=options), resume=resume)
+    result = train(dataclasses.replace(config, options=options), resume=resume)
+    if _first_rank():
+        page = run_report([result.run], result.run / "report.html")
+        console.print(f"{result.step:,} of {result.steps:,} steps done; page: {page}")
+    return result
 
 
 def audit(args: Audit) -> dict[str, Any]:
@@ -192,7 +197,7 @@ def audit(args: Audit) -> dict[str, Any]:
     for row in result.worst(args.worst):
         texts = " | ".join(captions[row])
         p_noise, cosine = result.scores.p_noise[row], result.scores.cosine[row]
-        console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}  row {row}  {texts[:90]!r}", markup=False)
+        console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}  row {row}  {texts[:90]!r}")
     for reason, count in result.skipped.items():
         console.print(f"  not scored {count:,}: {reason}")
     console.print(f"all rows: {result.file}")
@@ -357,11 +362,15 @@ def _counting(what: str, total: int) -> Any:
 
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and _first_rank():
         print(json.dumps(result, default=str), flush=True)
 
 
+def _first_rank() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _fail(text: str) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
+    if _first_rank():
         print(f"truepair: {text}", file=sys.stderr)
     sys.exit(2)
