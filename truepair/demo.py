@@ -136,9 +136,9 @@ def _figures(run: Path) -> dict[str, float]:
     if not fits:
         raise UserError(f"{run} fitted no noise model; too few epochs in {RECIPE}")
     return {
-        "top1": round(100 * evaluated["top1"], 2),
-        "top5": round(100 * evaluated["top5"], 2),
-        "r1": round(100 * evaluated["text_to_image_r1"], 2),
+        "top1": round(100 * evaluated["top1"], 4),
+        "top5": round(100 * evaluated["top5"], 4),
+        "r1": round(100 * evaluated["text_to_image_r1"], 4),
         "auroc": round(fits[-1], 4),
         "samples_per_s": round(median(line["samples_per_s"] for line in lines if line["kind"] == "train"), 1),
     }
