@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch.nn import functional as F
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level for decompression bombs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # an allow-list: Pillow reads others through external programs
@@ -86,6 +84,8 @@ def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIX
     in whole pixels, is resized by PyTorch: bicubic with antialiasing as Pillow's, on uint8 too, three times as fast
     (benchmarks/loader.py). Raises ImageError.
     """
+    import torch  # here, as indexing and opening tables do without its second and half a gigabyte
+
     with _opened(data, max_pixels) as image:
         if image.format == "JPEG":
             image.draft("RGB", (math.ceil(size / crop.width), math.ceil(size / crop.height)))
@@ -93,7 +93,7 @@ def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIX
     left, right = _span(crop.left, crop.width, pixels.shape[1])
     top, bottom = _span(crop.top, crop.height, pixels.shape[0])
     cut = pixels[top:bottom, left:right].permute(2, 0, 1)[None]  # channels last in memory, which is the fast way
-    resized = F.interpolate(cut, (size, size), mode="bicubic", antialias=True)
+    resized = torch.nn.functional.interpolate(cut, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 

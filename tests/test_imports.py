@@ -1,0 +1,22 @@
+"""What is asked of a part costs no more than the part: importing one does not drag the others in."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded(module: str) -> set[str]:
+    """Top-level modules that importing `module` in a fresh interpreter brings in."""
+    code = f"import {module}, sys; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["truepair.cli", "truepair.pairs.table", "truepair.pairs.index"])
+def test_help_tables_and_indexing_do_without_torch(module: str) -> None:
+    assert not loaded(module) & {"torch", "open_clip", "matplotlib"}
+
+
+def test_the_losses_stand_alone() -> None:
+    assert not loaded("truepair.losses") & {"pyarrow", "rich", "matplotlib", "tyro", "open_clip"}
