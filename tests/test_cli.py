@@ -1,12 +1,18 @@
 """The command: its verbs do what they say, wrong input costs one clear line and exit 2."""
 
 import json
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from truepair.cli import VERBS, main
+from truepair.pairs.index import index
+from truepair.pairs.table import PairTable
 
 QUICK = ["--model", "truepair-test", "--batch-size", "32", "--workers", "0", "--precision", "fp32", "--device", "cpu"]
 
@@ -106,6 +112,75 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
     assert "say what to evaluate" in refused(capsys, "eval", "open_clip:truepair-test")
     assert "rate" in refused(capsys, "corrupt", train, "--rate", "1.5", *out)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--batch-size", "0"],
+        ["--batch-size", "-4"],
+        ["--epochs", "0"],
+        ["--lr", "nan"],
+        ["--lr", "-1"],
+        ["--log.every", "0"],
+        ["--log.keep-checkpoints", "0"],
+        ["--pairs.block", "0"],
+        ["--pairs.captions", "0"],
+        ["--pairs.crop-scale", "0", "0"],
+        ["--noise.average", "1"],
+        ["--optim.accumulation", "0"],
+        ["--workers", "-2"],
+        ["--eval.zeroshot", "nowhere"],
+        ["--eval.retrieval", "nowhere"],
+        ["--method", "gate", "--options.power", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_senseless_settings_are_refused_before_anything_is_written(
+    flags: list[str], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    refused(capsys, "train", "--data", str(scenes / "train"), "--out", str(out), *QUICK, *flags)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["index", "corrupt", "train", "audit", "export"])
+def test_an_out_below_a_file_costs_one_line(
+    verb: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("here")
+    out = ["--out", str(tmp_path / "file" / "below")]
+    table = str(scenes / "train")
+    argv = {
+        "index": [str(scenes / "train" / "shards")],
+        "corrupt": [table],
+        "train": ["--data", table, "--epochs", "1", *QUICK],
+        "audit": [table, "--model", "open_clip:truepair-test", "--workers", "0"],
+        "export": ["no-run"],
+    }[verb]
+    refused(capsys, verb, *argv, *out)
+
+
+def test_an_error_in_a_decoding_process_ends_the_command_with_one_line(scenes: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(scenes / "train" / "shards", shards)
+    index([shards], tmp_path / "table")
+    shutil.rmtree(shards)
+    argv = ["train", "--data", str(tmp_path / "table"), "--out", str(tmp_path / "run"), *QUICK]
+    argv[argv.index("--workers") + 1] = "1"
+    done = subprocess.run([sys.executable, "-m", "truepair", *argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("truepair: ")]
+    assert len(said) == 1 and "cannot be read" in said[0] and "Traceback" not in done.stderr
+
+
+def test_a_result_that_is_no_number_is_null_in_json(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = PairTable.open(scenes / "train").derive(tmp_path / "clean")
+    clean.add_column("is_noise", np.zeros(len(clean), bool), {})
+    argv = ["eval", "open_clip:truepair-test", "--noise", str(clean.path), "--workers", "0", "--device", "cpu"]
+    assert run(capsys, *argv)["results"][0]["metrics"]["auroc"] is None
 
 
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

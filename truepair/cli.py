@@ -1,8 +1,8 @@
 """The verbs. Each parses its flags, calls one function, says what came of it."""
 
 import dataclasses
-import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -178,13 +178,15 @@ def audit(args: Audit) -> dict[str, Any]:
     from truepair.evaluate import audit
     from truepair.pairs.table import PairTable
 
+    if args.worst < 0:
+        raise UserError(f"--worst {args.worst} makes no sense; 0 prints none")
     table = PairTable.open(args.table)
     with _counting("scoring", len(table)) as advance:
         result = audit(
             _model(args.model, args.device),
             table,
             args.out,
-            batch_size=args.batch_size,
+            batch_size=_positive(args.batch_size),
             workers=_workers(args.workers),
             progress=advance,
         )
@@ -211,7 +213,7 @@ def evaluate(args: Eval) -> dict[str, Any]:
     if not (args.zeroshot or args.retrieval or args.noise):
         raise UserError("say what to evaluate on: --zeroshot DIR, --retrieval TABLE, --noise TABLE")
     model = _model(args.model, args.device)
-    how: dict[str, Any] = {"batch_size": args.batch_size, "workers": _workers(args.workers)}
+    how: dict[str, Any] = {"batch_size": _positive(args.batch_size), "workers": _workers(args.workers)}
     results = [zero_shot(model, ImageClasses.open(path), **how).to_json() for path in args.zeroshot]
     results += [retrieval(model, PairTable.open(path), **how).to_json() for path in args.retrieval]
     results += [noise_detection(model, PairTable.open(path), **how).to_json() for path in args.noise]
@@ -222,13 +224,18 @@ def evaluate(args: Eval) -> dict[str, Any]:
 
 
 def export(args: Export) -> dict[str, Any]:
+    from safetensors import SafetensorError
+
     from truepair.models import open_model, save_local_dir
 
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} exists and is not empty; choose another --out")
     model = open_model(str(args.run))
     partial = args.out.with_name(f".{args.out.name}.partial")
-    save_local_dir(model, partial)
+    try:
+        save_local_dir(model, partial)
+    except SafetensorError as error:
+        raise UserError(f"{args.out} cannot be written: {error}") from None
     if args.out.exists():
         args.out.rmdir()
     partial.rename(args.out)
@@ -269,10 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"no verb {verb!r}; verbs are {', '.join(['train', *VERBS])}")
     except UserError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"{error.strerror}: {error.filename or 'while writing'}; what was saved before is whole")
+    except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
+        _fail(f"{error.strerror or error}: {error.filename or 'while writing'}; what was saved before is whole")
     except KeyboardInterrupt:
         print("truepair: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -349,6 +354,12 @@ def _model(name: str, device: str) -> Any:
     return open_model(name).to(device_of(device))
 
 
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size} makes no sense")
+    return batch_size
+
+
 def _workers(wanted: int) -> int:
     from truepair.train.devices import workers_of
 
@@ -363,7 +374,18 @@ def _counting(what: str, total: int) -> Any:
 
 def _finish(result: dict[str, Any], as_json: bool) -> None:
     if as_json and _first_rank():
-        print(json.dumps(result, default=str), flush=True)
+        print(json.dumps(_plain(result), allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """A result in JSON's own types: paths as text, what is not a finite number as null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
 
 
 def _first_rank() -> bool:
@@ -371,6 +393,6 @@ def _first_rank() -> bool:
 
 
 def _fail(text: str) -> None:
-    if _first_rank():
-        print(f"truepair: {text}", file=sys.stderr)
+    rank = "" if _first_rank() else f" rank {os.environ['RANK']}:"
+    print(f"truepair:{rank} {text}", file=sys.stderr)
     sys.exit(2)

@@ -22,7 +22,7 @@ class PairsConfig:
     caption_column: str = ""  # the table's column of captions; empty: the one in force
     captions: int = 1  # captions of a row in a batch (K)
     draw: Literal["random", "first"] = "random"  # which K of a row's captions: anew each epoch, or always the first
-    unique: Literal["none", "caption", "image", "both"] = "none"  # never twice in one batch, as far as possible
+    unique: Literal["none", "caption", "image", "both"] = "none"  # no equal images or lists of captions in a batch
     max_p_noise: float = 1.0  # leave out pairs that the table's column p_noise calls noisier than this
     crop_scale: tuple[float, float] = (0.9, 1.0)  # area of the random crop; open_clip's default
     block: int = 1024  # neighbouring rows read together

@@ -1,6 +1,7 @@
 """The main job on data made on the spot: corrupt, train CLIP and a robust method, compare, report."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -75,16 +76,18 @@ def _watch(processes: list[subprocess.Popen[bytes]], runs: dict[str, Path], cons
     columns = (TextColumn("{task.description:8}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         tasks = {run: progress.add_task(method, total=1.0, said="starting") for method, run in runs.items()}
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no run outlives us
         try:
             while None in (ends := [process.poll() for process in processes]) and not any(ends):
                 time.sleep(0.5)
                 for run, task in tasks.items():
                     if line := _last_line(run):
-                        said = f"loss {line['loss']:.2f} · {line['samples_per_s']:,.0f} samples/s"
+                        said = f"loss {line['loss'] or math.nan:.2f} · {line['samples_per_s']:,.0f} samples/s"
                         progress.update(
                             task, completed=line["epoch"], total=from_toml(run / "run.toml").epochs, said=said
                         )
-        finally:  # after Ctrl-C, which they got too, or after one failed, the others save and end
+        finally:  # after a signal to us or after one failed, the others save and end
+            signal.signal(signal.SIGTERM, before)
             for process in processes:
                 process.terminate()
                 process.wait()
@@ -92,6 +95,8 @@ def _watch(processes: list[subprocess.Popen[bytes]], runs: dict[str, Path], cons
         if process.returncode not in (0, 130, -signal.SIGTERM):
             words = run.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise UserError(f"{run.name} failed: {words[-1] if words else f'exit {process.returncode}'}")
+    if any(process.returncode for process in processes):
+        raise KeyboardInterrupt  # somebody stopped a run
 
 
 def _last_line(run: Path) -> dict[str, Any] | None:

@@ -96,6 +96,11 @@ def break_type(root):
         (break_templates, "has no {c}"),
         (break_tar, "not a readable tar"),
         (break_type, "multilabel"),
+        (lambda root: (root / "dataset_type.txt").write_bytes(b"\xff\xfe"), "dataset_type.txt is not UTF-8"),
+        (lambda root: (root / "dataset_type.txt").write_text("one\ntwo\n"), "'one two'"),
+        (lambda root: (root / "test" / "nshards.txt").write_bytes(b"\xff\xfe"), "nshards.txt is not UTF-8"),
+        (lambda root: (root / "test" / "nshards.txt").write_text("9" * 5000), "must hold the number of shards"),
+        (lambda root: (root / "test" / "nshards.txt").write_text("9999999999"), r"11\.tar is missing"),
     ],
 )
 def test_a_broken_data_set_gives_one_clear_line(benchmark, harm, message):

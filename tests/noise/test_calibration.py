@@ -101,3 +101,25 @@ def test_scores_that_cannot_be_judged_are_refused_in_one_line(score: np.ndarray,
         detection(score, truth)
     with pytest.raises(UserError, match="outside"):
         reliability(np.array([1.5]), np.array([True]))
+
+
+@pytest.mark.parametrize(
+    ("truth", "line"),
+    [
+        (np.array([0.0, 1.0, np.nan, np.nan]), "is nan in row 2 of the 4 rows"),
+        (np.array([0, 1, 1, -1]), "is -1 in row 3 of the 4 rows"),
+        (np.array([0.5, 1, 0, 0]), "is 0.5 in row 0 of the 4 rows"),
+        (np.array(["no", "yes", "no", "no"]), "holds <U3"),
+    ],
+)
+def test_a_truth_that_is_not_yes_or_no_is_refused(truth: np.ndarray, line: str) -> None:
+    for figures in (detection, reliability):
+        with pytest.raises(UserError, match=line) as error:
+            figures(np.linspace(0, 1, 4), truth)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.int64, np.uint8, np.float32])
+def test_truth_may_be_boolean_or_zeros_and_ones(kind: type) -> None:
+    truth = np.array([0, 1, 0, 1]).astype(kind)
+    assert detection(np.array([0.1, 0.9, 0.6, 0.5]), truth).auroc == 0.75

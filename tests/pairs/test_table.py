@@ -69,8 +69,27 @@ def test_a_derived_table_has_rows_columns_and_images_and_is_its_own(table: PairT
 
 
 def test_deriving_onto_something_is_refused(table: PairTable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         table.derive(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        table.derive(tmp_path / "file")
+
+
+def test_a_derived_table_is_whole_or_not_there(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    derived = table.derive(tmp_path / "new")
+    assert derived.path == tmp_path / "new" and all_bytes(derived) == IMAGES
+
+    def interrupted(self: PairTable) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairTable, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table.derive(tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "new"]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_a_run_learns_and_leaves_what_the_contract_promises(run_config: Make, me
     assert [line["step"] for line in evaluations] == [16, 32]
     assert result.figures.items() <= evaluations[-1].items() and {"top1", "image_to_text_r1"} <= result.figures.keys()
     assert [f.name for f in sorted((run / "columns").iterdir())] == [f"epoch-000{e}.parquet" for e in (1, 2, 3, 4)]
-    assert [f.name for f in (run / "checkpoints").iterdir()] == ["step-00000032"]
+    assert [f.name for f in sorted((run / "checkpoints").iterdir())] == ["step-00000016", "step-00000032"]
 
 
 def test_the_truth_column_judges_the_noise_model(run_config: Make, metrics: Metrics) -> None:
@@ -181,3 +182,38 @@ def test_evaluation_may_be_off(run_config: Make, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(monitor, "zero_shot", None)
     monkeypatch.setattr(monitor, "retrieval", None)
     assert train(run_config(epochs=1)).figures == {}
+
+
+def test_what_an_evaluation_breaks_off_is_saved_and_made_up_for_on_resuming(
+    run_config: Make, metrics: Metrics, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(epochs=1, eval=EvalConfig(retrieval=str(scenes / "test")))
+    with monkeypatch.context() as broken, pytest.raises(MemoryError):
+        broken.setattr(monitor, "retrieval", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        train(config)
+    assert [f.name for f in (Path(config.out) / "checkpoints").iterdir()] == ["step-00000008"]
+    result = train(config, resume=True)
+    assert "text_to_image_r1" in result.figures
+    again = train(config, resume=True)
+    assert again.figures == result.figures
+    assert [line["step"] for line in metrics(Path(config.out)) if line["kind"] == "eval"] == [8]
+
+
+def test_a_run_goes_on_only_with_the_pairs_it_began_with(run_config: Make, scenes: Path, noisy: Path) -> None:
+    config = run_config(epochs=1)
+    train(config)
+    config.data = str(scenes / "train")  # the same images, other captions
+    with pytest.raises(UserError, match="captions"):
+        train(config, resume=True)
+    assert from_toml(Path(config.out) / "run.toml").data == str(noisy)
+
+
+def test_pairs_without_a_caption_are_left_out_and_counted(
+    run_config: Make, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = PairTable.open(scenes / "train").derive(tmp_path / "partial")
+    captions = [["a caption"] if row % 4 else [] for row in range(len(table))]
+    table.add_column("synthetic", pa.array(captions, pa.list_(pa.string())), {})
+    config = run_config(epochs=1, data=str(table.path), pairs=PairsConfig(caption_column="synthetic"))
+    assert train(config).steps == 192 // 32
+    assert "left out 64 pairs that have no caption" in capsys.readouterr().err

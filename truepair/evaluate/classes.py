@@ -17,6 +17,7 @@ from truepair.evaluate.features import Read, Skipped
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 LONGEST_LABEL = 32  # bytes of a .cls member
+LONGEST_COUNT = 18  # digits of nshards.txt
 LARGEST_IMAGE = 1 << 28  # bytes of an image member
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
 WNID = re.compile(r"n\d{8}")
@@ -66,9 +67,9 @@ class ImageClasses:
 
 def _webdataset(path: Path, split: str) -> ImageClasses:
     kind = path / "dataset_type.txt"
-    if kind.is_file() and (found := kind.read_text().strip()) not in ("", "classification"):
+    if (found := " ".join(_lines(kind))) not in ("", "classification"):
         raise UserError(
-            f"{path} is a {found} data set (dataset_type.txt); zero-shot classification needs one label an image"
+            f"{path} is of type {found[:40]!r} ({kind.name}); zero-shot classification needs one label an image"
         )
     names = _lines(path / NAMES)
     if not names:
@@ -102,13 +103,15 @@ def _shards(folder: Path) -> list[Path]:
     count = folder / "nshards.txt"
     if not count.is_file():
         return sorted(folder.glob("*.tar"), key=lambda shard: (len(shard.stem), shard.stem))
-    text = count.read_text().strip()
-    if not (text.isascii() and text.isdigit()):
+    text = " ".join(_lines(count))
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_COUNT):
         raise UserError(f"{count} must hold the number of shards, it holds {text[:40]!r}")
-    shards = [folder / f"{i}.tar" for i in range(int(text))]
-    for shard in shards:
+    shards: list[Path] = []
+    for i in range(int(text)):
+        shard = folder / f"{i}.tar"
         if not shard.is_file():
             raise UserError(f"{shard} is missing; {count} promises {text} shards")
+        shards.append(shard)
     return shards
 
 

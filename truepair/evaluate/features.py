@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from truepair.errors import UserError
 from truepair.pairs.image import ImageError, decode_centre
+from truepair.pairs.workers import items
 
 Read = Callable[[int], bytes]
 Progress = Callable[[int], None]  # called with the number of items just done
@@ -83,7 +83,7 @@ class _Decoded:
     skipped: list[Skipped]
 
 
-class _Decoder(Dataset[_Decoded]):
+class _Decoder:
     """Item b is the decoded batch b: whole batches cross the process border, as one uint8 tensor each."""
 
     def __init__(self, read: Read, n: int, size: int, squash: bool, batch_size: int) -> None:
@@ -114,10 +114,6 @@ def _room(n: int, dim: int) -> Tensor:
         return torch.empty(n, dim)
 
 
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
 def image_features(
     model: Encoder, read: Read, n: int, *, batch_size: int = 256, workers: int = 0, progress: Progress | None = None
 ) -> ImageFeatures:
@@ -126,18 +122,13 @@ def image_features(
     Images that cannot be read or decoded are left out and named in `skipped`. `workers` processes decode with one
     thread each; 0 decodes in this one. Raises UserError if no image is left.
     """
-    loader = DataLoader(
-        _Decoder(read, n, model.image_size, model.squash, batch_size),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=_one_thread,
-        pin_memory=model.device.type == "cuda",
-    )
+    decoder = _Decoder(read, n, model.image_size, model.squash, batch_size)
+    made = items(decoder, range(len(decoder)), workers=workers, pin=model.device.type == "cuda")
     features: Tensor | None = None
     rows: list[int] = []
     skipped: list[Skipped] = []
-    with evaluating(model):
-        for batch in loader:
+    with evaluating(model), closing(made) as batches:
+        for batch in batches:
             skipped += batch.skipped
             if batch.rows:
                 pixels = batch.pixels.to(model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()

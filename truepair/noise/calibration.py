@@ -62,7 +62,8 @@ class Reliability:
 def detection(score: NDArray[Any], truth: NDArray[Any]) -> DetectionFigures:
     """Figures of `score` (N,), higher = more suspicious, against `truth` (N,), True or 1 = noisy.
 
-    Raises UserError if the lengths differ or a score is NaN (leave rows without a score out first).
+    Raises UserError if the lengths differ, a score is NaN (leave rows without a score out first) or a truth is
+    neither boolean nor 0 or 1.
     """
     score, noisy = _checked(score, truth)
     n, positives = len(noisy), int(noisy.sum())
@@ -87,7 +88,7 @@ def detection(score: NDArray[Any], truth: NDArray[Any]) -> DetectionFigures:
 def reliability(score: NDArray[Any], truth: NDArray[Any], bins: int = 15) -> Reliability:
     """Reliability diagram of probabilities `score` (N,) in [0, 1] against `truth` (N,).
 
-    Raises UserError if the lengths differ or a score is NaN or outside [0, 1].
+    Raises UserError as `detection` does, and if a score lies outside [0, 1].
     """
     score, noisy = _checked(score, truth)
     if len(score) and (score.min() < 0 or score.max() > 1):
@@ -107,4 +108,12 @@ def _checked(score: NDArray[Any], truth: NDArray[Any]) -> tuple[Vector, NDArray[
     missing = int(np.isnan(values).sum())
     if missing:
         raise UserError(f"{missing} of {len(values)} noise scores are NaN: leave the rows without a score out")
+    if truth.dtype.kind not in "biuf":
+        raise UserError(f"the truth about noise holds {truth.dtype}: it must be boolean, or 1 (noisy) and 0 (clean)")
+    wrong = np.flatnonzero((truth != 0) & (truth != 1))
+    if len(wrong):
+        raise UserError(
+            f"the truth about noise is {truth[wrong[0]]} in row {wrong[0]} of the {len(truth)} rows judged: "
+            "it must be boolean, or 1 (noisy) and 0 (clean); leave rows of unknown truth out"
+        )
     return values, truth.astype(np.bool_)

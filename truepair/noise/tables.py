@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from truepair.noise.injection import Kind, corrupt
-from truepair.pairs.table import PairTable
+from truepair.pairs.table import PairTable, new_folder
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,22 @@ def corrupt_table(table: PairTable, out: str | Path, kind: Kind, rate: float, se
     """Derive `out` from `table` with noise of one kind in round(rate · n) of its rows; images are not touched.
 
     New columns: `caption_KIND` (then in force), `is_noise` (the truth: the caption fits no more), `chosen` (nominal)
-    and `caption_from` (row whose captions are here now, -1: edited). Raises UserError as `noise.corrupt` does.
+    and `caption_from` (row whose captions are here now, -1: edited). `out` appears when the table is whole.
+    Raises UserError as `noise.corrupt` does, and if `out` is a file or not empty.
     """
-    stored = table.captions()
-    captions = [stored[row] for row in range(len(stored))]
-    made = corrupt(captions, table.groups("sha"), kind, rate, seed)
-    column = f"caption_{kind}"
-    how = {"verb": "corrupt", "kind": kind, "rate": rate, "seed": seed, "nominal": made.nominal}
-    how |= {"effective": made.effective, "captions": table.caption_column}
-    new = table.derive(out)
-    new.add_column(column, pa.array(made.captions, pa.list_(pa.string())), how)
-    new.add_column("is_noise", made.is_noise, how)
-    new.add_column("chosen", made.chosen, how)
-    new.add_column("caption_from", made.source, how)
-    new.caption_column = column
-    new.save()
-    return CorruptedTable(new.path, column, len(new), made.nominal, made.effective)
+    out = Path(out)
+    with new_folder(out) as staging:
+        stored = table.captions()
+        captions = [stored[row] for row in range(len(stored))]
+        made = corrupt(captions, table.groups("sha"), kind, rate, seed)
+        column = f"caption_{kind}"
+        how = {"verb": "corrupt", "kind": kind, "rate": rate, "seed": seed, "nominal": made.nominal}
+        how |= {"effective": made.effective, "captions": table.caption_column}
+        new = table.derive(staging)
+        new.add_column(column, pa.array(made.captions, pa.list_(pa.string())), how)
+        new.add_column("is_noise", made.is_noise, how)
+        new.add_column("chosen", made.chosen, how)
+        new.add_column("caption_from", made.source, how)
+        new.caption_column = column
+        new.save()
+    return CorruptedTable(out, column, len(table), made.nominal, made.effective)

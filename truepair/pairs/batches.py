@@ -1,15 +1,12 @@
 """Batches for training: decoded and cropped in worker processes, in the table's order, from any step on."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from truepair.errors import UserError
 from truepair.pairs import draws
@@ -17,6 +14,7 @@ from truepair.pairs.image import ImageError, decode_crop, random_crop
 from truepair.pairs.order import Order
 from truepair.pairs.table import PairTable
 from truepair.pairs.text import Tokenizer, draw_captions, first_captions, tokenize
+from truepair.pairs.workers import items
 
 SUBSTITUTES = 32  # unreadable images in a row after which the source, not an image, must be broken
 
@@ -56,7 +54,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class BatchSource(Dataset[Batch]):
+class BatchSource:
     """Makes the batch of a global step (epoch = step // steps an epoch): what a worker process runs.
 
     table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
@@ -140,25 +138,8 @@ def _skip(row: int, error: ImageError | OSError) -> Skip:
     return Skip(row, reason, str(error)[:200])
 
 
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may come to all processes; the training one saves and ends us
-        signal.signal(number, signal.SIG_IGN)
-
-
-def batches(source: BatchSource, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
-    """The batches of the global steps [start, stop), made by `workers` processes.
-
-    The result does not depend on `workers`; 0 makes the batches in this process.
-    """
-    loader: DataLoader[Batch] = DataLoader(
-        source,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # shares the mapped columns
-    )
-    return iter(loader)
+def batches(
+    source: BatchSource, start: int, stop: int, *, workers: int, pin: bool = False
+) -> Generator[Batch, None, None]:
+    """The batches of the global steps [start, stop); the result does not depend on the number of `workers`."""
+    return items(source, range(start, stop), workers=workers, pin=pin)

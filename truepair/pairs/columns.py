@@ -43,6 +43,11 @@ class StringLists:
     strings: Strings
     ends: npt.NDArray[np.int64]  # (n,) end of each row's list in `strings`
 
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(n,) strings in each row's list."""
+        return np.diff(self.ends, prepend=0)
+
     def __len__(self) -> int:
         return len(self.ends)
 

@@ -3,7 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -163,17 +164,18 @@ class PairTable:
         self.save()
 
     def derive(self, out: str | Path) -> "PairTable":
-        """A new table in the empty directory `out` with the same rows, columns and sources; images are not touched."""
+        """A new table in the directory `out` with the same rows, columns and sources; images are not touched.
+
+        `out` appears when the table is whole (`new_folder`, which says what `out` may be).
+        """
         out = Path(out)
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} exists and is not empty; choose another --out or remove it")
-        (out / "columns").mkdir(parents=True, exist_ok=True)
-        for file in [self.path / PAIRS, *(self.path / "columns").glob("*.parquet")]:
-            shutil.copy2(file, out / file.relative_to(self.path))
         sources = [Source(str(self.source_path(i)), s.kind, s.column) for i, s in enumerate(self.sources)]
-        table = PairTable(out, sources, self.caption_column, dict(self.made))
-        table.save()
-        return table
+        with new_folder(out) as staging:
+            (staging / "columns").mkdir()
+            for file in [self.path / PAIRS, *(self.path / "columns").glob("*.parquet")]:
+                shutil.copy2(file, staging / file.relative_to(self.path))
+            PairTable(staging, sources, self.caption_column, self.made).save()
+        return PairTable(out, sources, self.caption_column, dict(self.made))
 
     # -- image bytes -----------------------------------------------------------------------------------------------
 
@@ -199,6 +201,31 @@ class PairTable:
                 f"{self.source_path(source)} gave {len(data)} bytes of {size}: it changed since it was indexed"
             )
         return data
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder to fill, which gets the name `out` when the block ends well and is removed when it does not.
+
+    It lies beside `out`, as `.NAME.partial-PID`. Raises UserError if `out` is a file or holds anything, or if the
+    folder cannot be made.
+    """
+    target = out.resolve()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{out} is a file, a table needs a folder; choose another --out")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{out} exists and is not empty; choose another --out or remove it")
+    staging = target.parent / f".{target.name}.partial-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process that had this number
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write the table {out}: {error.strerror} ({staging})") from None
+    try:
+        yield staging
+        staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @lru_cache(maxsize=256)

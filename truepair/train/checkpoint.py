@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, each one also a model that open_clip loads by itself."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -17,22 +18,30 @@ from safetensors.torch import load_file
 from truepair.config import RunConfig
 from truepair.errors import UserError
 from truepair.models.dual import save_local_dir
+from truepair.pairs.order import Order
+from truepair.pairs.table import PairTable
 from truepair.train.ledger import Ledger
 from truepair.train.step import Trainee
 
 # What must not change between the runs that write and continue a checkpoint, or it would not be the same run.
 IDENTITY = (
-    *("method", "model", "batch_size", "epochs", "lr", "seed", "keep"),
+    *("method", "model", "pretrained", "precision", "batch_size", "epochs", "lr", "seed"),
     *("pairs", "augment", "optim", "noise", "options"),
 )
 
 DAMAGE = (SafetensorError, pickle.PickleError, zipfile.BadZipFile)  # how its three kinds of file say they are broken
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
-    """What makes a run itself, of its configuration."""
+def identity(config: RunConfig, order: Order, table: PairTable) -> dict[str, Any]:
+    """What makes a run itself: of its configuration, and of its data the rows in use and every row's image.
+
+    A table may move, be copied or gain columns; one that was indexed anew from other data is another.
+    """
     values = dataclasses.asdict(config)
-    return {name: values[name] for name in IDENTITY}
+    digest = hashlib.sha256(order.rows.tobytes())
+    digest.update(table.strings("sha").blob.tobytes())
+    captions = config.pairs.caption_column or table.caption_column
+    return {name: values[name] for name in IDENTITY} | {"captions": captions, "pairs in use": digest.hexdigest()[:16]}
 
 
 @dataclass

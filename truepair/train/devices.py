@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,8 @@ from truepair.errors import UserError
 from truepair.losses.distributed import world_size
 
 _GROUPS = count()  # process groups made by this process, the same on every rank
+
+PATIENCE = timedelta(hours=4)  # of ranks that wait while the first one evaluates
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def ranks(device: str) -> Iterator[torch.device]:
     # A prefix of its own: else a second run in these processes would meet the addresses of the first one's group.
     own = dist.PrefixStore(f"truepair-{next(_GROUPS)}", store)  # type: ignore[attr-defined]
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=own, rank=number, world_size=world)
+    dist.init_process_group(backend, store=own, rank=number, world_size=world, timeout=PATIENCE)
     try:
         yield chosen
     finally:

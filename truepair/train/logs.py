@@ -62,6 +62,14 @@ class RunLog:
         for sink in self._sinks:
             sink.write({f"{kind}/{name}": v for name, v in clean.items() if isinstance(v, int | float)}, step)
 
+    def written(self, kind: str, step: int) -> dict[str, Any]:
+        """The figures of a line that is there already, {} if there is none."""
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            entry: dict[str, Any] = json.loads(line)
+            if (entry.pop("kind"), entry.pop("step")) == (kind, step):
+                return {name: value for name, value in entry.items() if name != "epoch"}
+        return {}
+
     def advance(self, step: int, description: str, loss: float, rate: float, wait: float) -> None:
         """Move the bar."""
         self.progress.update(self._task, completed=step, description=description, loss=loss, rate=rate, wait=wait)

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         warmup = warmup_steps(config.optim, job.steps)
         saved_at = time.monotonic()
 
-        with Monitor(job) as monitor:
+        with closing(loader), Monitor(job) as monitor:
+            monitor.evaluate(job.start)  # if a kill came between saving and evaluating
             for step, batch in enumerate(monitor.clock.over(loader), job.start):
                 torch.manual_seed(_mixed(config.seed, step, rank()))  # dropout: a function of the step
                 for group in job.optimizer.param_groups:
@@ -84,7 +85,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
                 stop, late = agree([bool(signals), late], device)
                 planned = config.checkpoint_steps > 0 and done % config.checkpoint_steps == 0
-                save = planned or late or stop or done == job.steps
+                save = planned or late or stop or done == job.steps or monitor.evaluates(done)
                 if save or end_of_epoch or done % config.log.every == 0:
                     monitor.flush()
                 if end_of_epoch:
@@ -92,6 +93,8 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 if save:
                     job.save(done)
                     saved_at = time.monotonic()
+                monitor.evaluate(done)
+                if save or end_of_epoch:
                     monitor.clock.reset()
                 if stop and done < job.steps:
                     monitor.log.say(f"stopped after step {done:,} of {job.steps:,}; saved, go on with --resume")

@@ -20,7 +20,7 @@ from truepair.pairs.table import PairTable
 from truepair.train.devices import workers_of
 from truepair.train.logs import Clock, RunLog, cut
 from truepair.train.optim import warmup_steps
-from truepair.train.setup import Job
+from truepair.train.setup import TRUTH, Job
 from truepair.train.trouble import Trouble
 
 
@@ -63,6 +63,8 @@ class Monitor:
         )
         if job.start:
             self.log.say(f"resuming after step {job.start:,}")
+        if job.without_caption:
+            self.log.say(f"left out {job.without_caption:,} pairs that have no caption", style="yellow")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,17 +119,20 @@ class Monitor:
             )
 
     def end_of_epoch(self, step: int) -> None:
-        """Refit the noise model (from the warm-up on), evaluate if it is time, and tell."""
-        job, config = self.job, self.job.config
-        epoch = step // job.order.steps
-        if epoch >= config.noise.warmup_epochs:
+        """Refit the noise model, from its warm-up on, and tell what could not be read."""
+        epoch = step // self.job.order.steps
+        if epoch >= self.job.config.noise.warmup_epochs:
             self._noise(step, epoch)
         if self.skipped:
             named = ", ".join(f"{reason} ({count})" for reason, count in self.skipped.most_common())
-            self.log.say(f"images replaced by others so far, see skipped.jsonl: {named}", style="yellow")
-        if step == job.steps or (config.eval.every and epoch % config.eval.every == 0):
-            self.figures = self._evaluate(step, epoch)
-        self.clock.reset()
+            self.log.say(f"images replaced by others so far, see {self.skipped_file.name}: {named}", style="yellow")
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is anything to evaluate after `step` steps."""
+        job, config = self.job, self.job.config.eval
+        epoch, rest = divmod(step, job.order.steps)
+        due = step == job.steps or (config.every > 0 and epoch % config.every == 0)
+        return bool(config.zeroshot or config.retrieval) and step > 0 and rest == 0 and due
 
     def _noise(self, step: int, epoch: int) -> None:
         job = self.job
@@ -136,29 +141,33 @@ class Monitor:
         figures: dict[str, Any] = {"mixture": mixture.to_dict(), "mean_p_noise": float(job.ledger.p_noise[rows].mean())}
         if mixture.degenerate:
             self.log.say(f"epoch {epoch}: no noise model ({mixture.degenerate}); p_noise is 0", style="yellow")
-        if "is_noise" in job.table.column_names:
-            found = detection(job.ledger.p_noise[rows], job.table.numbers("is_noise")[rows])
+        if TRUTH in job.table.column_names:
+            found = detection(job.ledger.p_noise[rows], job.table.numbers(TRUTH)[rows])
             figures |= {"auroc": found.auroc, "average_precision": found.average_precision, "ece": found.ece}
         self.log.write("noise", step, epoch=epoch, **figures)
         if self.log.speaks:
             job.ledger.write_columns(job.folder / "columns" / f"epoch-{epoch:04d}.parquet", rows)
 
-    def _evaluate(self, step: int, epoch: int) -> dict[str, Any]:
-        """Zero-shot and retrieval figures of the model as it is, on rank 0."""
-        job, config = self.job, self.job.config
-        if not self.log.speaks:
-            return {}
+    def evaluate(self, step: int) -> None:
+        """Zero-shot and retrieval figures after `step` steps, on rank 0, where due and not yet in metrics.jsonl."""
+        if not self.log.speaks or not self.evaluates(step):
+            return
+        if not (figures := self.log.written("eval", step)):
+            figures = self._figures()
+            self.log.write("eval", step, epoch=step // self.job.order.steps, **figures)
+            said = " · ".join(f"{name} {100 * value:.1f}" for name, value in figures.items())
+            self.log.say(f"epoch {step // self.job.order.steps}: {said}")
+        self.figures = figures
+
+    def _figures(self) -> dict[str, Any]:
+        job, config = self.job, self.job.config.eval
         figures: dict[str, Any] = {}
-        workers = workers_of(config.workers)
-        if config.eval.zeroshot:
-            classes = zero_shot(job.model, ImageClasses.open(config.eval.zeroshot), workers=workers)
+        workers = workers_of(self.job.config.workers)
+        if config.zeroshot:
+            classes = zero_shot(job.model, ImageClasses.open(config.zeroshot), workers=workers)
             figures |= {"top1": classes.top1, "top5": classes.top5}
-        if config.eval.retrieval:
-            found = retrieval(job.model, PairTable.open(config.eval.retrieval), workers=workers)
+        if config.retrieval:
+            found = retrieval(job.model, PairTable.open(config.retrieval), workers=workers)
             figures |= {f"image_to_text_r{k}": value for k, value in found.image_to_text.items()}
             figures |= {f"text_to_image_r{k}": value for k, value in found.text_to_image.items()}
-        if figures:
-            self.log.write("eval", step, epoch=epoch, **figures)
-            said = " · ".join(f"{name} {100 * value:.1f}" for name, value in figures.items())
-            self.log.say(f"epoch {epoch}: {said}")
         return figures

@@ -1,18 +1,23 @@
 """Everything a run consists of, put together from its configuration."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from truepair.config import RunConfig, filled, to_toml
 from truepair.errors import UserError
+from truepair.evaluate import ImageClasses
 from truepair.losses.distributed import rank, world_size
 from truepair.methods import Method, method_class
 from truepair.models.dual import DEFAULT, DualEncoder, create
+from truepair.noise import detection
 from truepair.pairs.batches import BatchSource
 from truepair.pairs.order import Order
 from truepair.pairs.subset import rows_in_use
@@ -21,6 +26,8 @@ from truepair.train import checkpoint
 from truepair.train.ledger import Ledger
 from truepair.train.optim import adamw
 from truepair.train.step import Trainee
+
+TRUTH = "is_noise"  # the column of the truth, where a table has it
 
 
 @dataclass
@@ -39,8 +46,10 @@ class Job:
     parallel: nn.Module  # the trainee, inside DDP where there are several ranks
     optimizer: torch.optim.Optimizer
     ledger: Ledger
+    identity: dict[str, Any]  # what a checkpoint must share with the run that goes on from it
     start: int  # steps done before
     steps: int  # of the whole run
+    without_caption: int  # rows left out because they have none
 
     @property
     def world(self) -> int:
@@ -56,18 +65,22 @@ class Job:
         """Write a checkpoint (rank 0; all ranks hold the same)."""
         if rank() == 0:
             keep = self.config.log.keep_checkpoints
-            identity = checkpoint.identity(self.config)
-            checkpoint.save(self.folder, step, self.trainee, self.optimizer, self.ledger, identity, keep)
+            checkpoint.save(self.folder, step, self.trainee, self.optimizer, self.ledger, self.identity, keep)
 
 
 def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     """Build the job of a run, from its newest checkpoint if `resume`. Raises UserError for whatever does not fit."""
+    _check(config)
     table = PairTable.open(config.data)
-    order = _order(config, table)
+    order, without_caption = _order(config, table)
     method = _method(config)
     folder = _folder(config, resume)
-    if config.optim.accumulation not in range(1, config.batch_size // world_size() + 1):
-        raise UserError(f"--optim.accumulation {config.optim.accumulation} does not cut the batch of a rank into parts")
+    if config.eval.zeroshot:
+        ImageClasses.open(config.eval.zeroshot)  # complains now rather than after training
+    if config.eval.retrieval:
+        PairTable.open(config.eval.retrieval)
+    if TRUTH in table.column_names:
+        detection(np.zeros(len(order.rows)), table.numbers(TRUTH)[order.rows])
 
     torch.manual_seed(config.seed)
     needs = method.needs
@@ -84,9 +97,10 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         model.compile_towers()
     optimizer = adamw(trainee, config.optim, config.lr)
     ledger = Ledger(len(table), config.noise)
+    identity = checkpoint.identity(config, order, table)
     saved = checkpoint.newest(folder) if resume else None
     if saved:
-        checkpoint.load(saved, trainee, optimizer, ledger, checkpoint.identity(config))
+        checkpoint.load(saved, trainee, optimizer, ledger, identity)
 
     source = BatchSource(
         table,
@@ -109,20 +123,61 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     steps = order.steps * config.epochs
     start = saved.step if saved else 0
     return Job(
-        config, folder, device, table, order, source, model, method, trainee, parallel, optimizer, ledger, start, steps
+        *(config, folder, device, table, order, source, model, method, trainee, parallel, optimizer, ledger),
+        identity=identity,
+        start=start,
+        steps=steps,
+        without_caption=without_caption,
     )
 
 
-def _order(config: RunConfig, table: PairTable) -> Order:
+def _check(config: RunConfig) -> None:
+    """Refuse numbers that make no sense, all in one place."""
+    sound = {
+        "epochs": config.epochs >= 1,
+        "batch_size": config.batch_size >= 2,
+        "lr": 0 < config.lr < math.inf,
+        "workers": config.workers >= -1,
+        "checkpoint_steps": config.checkpoint_steps >= 0,
+        "checkpoint_minutes": config.checkpoint_minutes >= 0,
+        "pairs.captions": config.pairs.captions >= 1,
+        "pairs.crop_scale": 0 < config.pairs.crop_scale[0] <= config.pairs.crop_scale[1] <= 1,
+        "pairs.block": config.pairs.block >= 1,
+        "pairs.window": config.pairs.window >= 1,
+        "augment.flip": 0 <= config.augment.flip <= 1,
+        "augment.jitter": 0 <= config.augment.jitter <= 1,
+        "augment.grey": 0 <= config.augment.grey <= 1,
+        "optim.beta1": 0 <= config.optim.beta1 < 1,
+        "optim.beta2": 0 <= config.optim.beta2 < 1,
+        "optim.eps": 0 < config.optim.eps < math.inf,
+        "optim.weight_decay": 0 <= config.optim.weight_decay < math.inf,
+        "optim.clip_grad_norm": config.optim.clip_grad_norm >= 0,
+        "optim.accumulation": 1 <= config.optim.accumulation <= max(1, config.batch_size // world_size()),
+        "noise.warmup_epochs": config.noise.warmup_epochs >= 0,
+        "noise.average": 0 <= config.noise.average < 1,
+        "eval.every": config.eval.every >= 0,
+        "log.every": config.log.every >= 1,
+        "log.keep_checkpoints": config.log.keep_checkpoints >= 1,
+    }
+    for name, fine in sound.items():
+        if not fine:
+            section, _, entry = name.rpartition(".")
+            value = getattr(getattr(config, section) if section else config, entry)
+            raise UserError(f"--{name.replace('_', '-')} {value} makes no sense; see truepair train --help")
+
+
+def _order(config: RunConfig, table: PairTable) -> tuple[Order, int]:
+    """The order of the rows that are kept and have a caption, and how many of the kept have none."""
     caption = config.pairs.caption_column or table.caption_column
     apart = {"none": [], "caption": [caption], "image": ["sha"], "both": [caption, "sha"]}[config.pairs.unique]
-    rows = rows_in_use(table, config.keep, config.pairs.max_p_noise)
+    kept = rows_in_use(table, config.keep, config.pairs.max_p_noise)
+    rows = kept[table.captions(caption).counts[kept] > 0]
     groups = [table.groups(name) for name in apart]
     order = Order(rows, config.batch_size, config.seed, config.pairs.block, config.pairs.window, groups)
     order.local(0, 0, rank(), world_size())  # complains of a batch size that the ranks do not divide
     for name in (caption, "offset", "size", "source", "path", "width", "height"):
         table.column(name)  # mapped here once, so that no worker has to
-    return order
+    return order, len(kept) - len(rows)
 
 
 def _method(config: RunConfig) -> Method:
