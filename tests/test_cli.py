@@ -61,6 +61,7 @@ def test_train_shows_the_options_of_the_method_that_is_named(capsys: pytest.Capt
 def test_from_shards_to_an_exported_model(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     indexed = run(capsys, "index", str(scenes / "train" / "shards"), "--out", str(tmp_path / "table"))
     noisy = run(capsys, "corrupt", str(tmp_path / "table"), "--rate", "0.5", "--out", str(tmp_path / "noisy"))
+    assert "already" in refused(capsys, "corrupt", str(tmp_path / "noisy"), "--out", str(tmp_path / "twice"))
     assert noisy["rows"] == indexed["rows"] and noisy["nominal"] == 0.5 and 0 < noisy["effective"] <= 0.5
 
     trained = ["train", "--data", str(tmp_path / "noisy"), "--out", str(tmp_path / "run"), "--method", "gate", *QUICK]
@@ -107,11 +108,21 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
     assert "ViT-B-32" in refused(capsys, "train", "--data", train, *out, "--model", "ViT-B-23")
     assert "--batch-size" in refused(capsys, "train", "--data", train, *out, "--batch-size", "100000")
     assert "--out" in refused(capsys, "train", "--data", train)
+    refused(capsys, "train")
+    assert "is gone" in refused(capsys, "train", "--data", str(_without_shards(scenes, tmp_path)), *out)
     assert "no run" in refused(capsys, "export", str(empty), *out)
     assert "no run" in refused(capsys, "audit", train, "--model", str(empty), *out)
     assert "say what to evaluate" in refused(capsys, "eval", "open_clip:truepair-test")
     assert "rate" in refused(capsys, "corrupt", train, "--rate", "1.5", *out)
     assert not (tmp_path / "out").exists()
+
+
+def _without_shards(scenes: Path, folder: Path) -> Path:
+    """A pair table whose shards have been removed since."""
+    shutil.copytree(scenes / "train" / "shards", folder / "moved")
+    index([folder / "moved"], folder / "orphan")
+    shutil.rmtree(folder / "moved")
+    return folder / "orphan"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,8 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
         ["--epochs", "0"],
         ["--lr", "nan"],
         ["--lr", "-1"],
+        ["--seed", "-1"],
+        ["--pairs.max-p-noise", "nan"],
         ["--log.every", "0"],
         ["--log.keep-checkpoints", "0"],
         ["--pairs.block", "0"],
@@ -165,7 +178,8 @@ def test_an_error_in_a_decoding_process_ends_the_command_with_one_line(scenes: P
     shards = tmp_path / "shards"
     shutil.copytree(scenes / "train" / "shards", shards)
     index([shards], tmp_path / "table")
-    shutil.rmtree(shards)
+    for shard in shards.iterdir():
+        shard.write_bytes(b"")  # there, but nothing of it can be read
     argv = ["train", "--data", str(tmp_path / "table"), "--out", str(tmp_path / "run"), *QUICK]
     argv[argv.index("--workers") + 1] = "1"
     done = subprocess.run([sys.executable, "-m", "truepair", *argv], capture_output=True, text=True, timeout=60)

@@ -330,7 +330,7 @@ together."""
 
 def _value_of(flag: str, argv: Sequence[str]) -> str:
     """The value of a flag among raw arguments, "" if it is not there."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):
@@ -363,6 +363,8 @@ def _positive(batch_size: int) -> int:
 def _workers(wanted: int) -> int:
     from truepair.train.devices import workers_of
 
+    if wanted < -1:
+        raise UserError(f"--workers {wanted} makes no sense; -1 chooses by the number of cores")
     return workers_of(wanted)
 
 

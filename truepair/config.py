@@ -82,9 +82,9 @@ class LogConfig:
 class RunConfig:
     """A training run."""
 
-    data: str = ""  # pair table
-    out: str = ""  # the run's directory
-    method: str = "clip"  # see truepair.methods
+    data: str = ""  # pair table (needed)
+    out: str = ""  # the run's directory (needed)
+    method: str = "clip"  # clip, siglip or gate: docs/methods.md
     model: str = ""  # open_clip model name or local-dir:DIR; empty: truepair-tiny, fit for a CPU
     pretrained: str = ""  # open_clip tag or file of weights to start from
     epochs: int = 32  # passes over the pairs in use

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from truepair.errors import UserError
 from truepair.noise.injection import Kind, corrupt
 from truepair.pairs.table import PairTable, new_folder
 
@@ -28,6 +29,8 @@ def corrupt_table(table: PairTable, out: str | Path, kind: Kind, rate: float, se
     Raises UserError as `noise.corrupt` does, and if `out` is a file or not empty.
     """
     out = Path(out)
+    if "is_noise" in table.column_names:
+        raise UserError(f"{table.path} holds known noise already (column is_noise); corrupt the clean table instead")
     with new_folder(out) as staging:
         stored = table.captions()
         captions = [stored[row] for row in range(len(stored))]

@@ -57,8 +57,9 @@ def read_subset(table: PairTable, path: Path) -> npt.NDArray[np.int64]:
     return rows
 
 
-def write_subset(table: PairTable, rows: npt.NDArray[np.int64], path: Path) -> None:
+def write_subset(table: PairTable, rows: npt.NDArray[np.int64], path: str | Path) -> None:
     """Write row numbers as Parquet (column `row`), or, for a name ending in .npy, as sorted u8,u8 uids."""
+    path = Path(path)
     if path.suffix == ".npy":
         partial = path.with_suffix(".partial.npy")
         np.save(partial, np.sort(uids(table)[rows]))

@@ -113,7 +113,7 @@ def load(
             if saved.get(name) != value:
                 raise UserError(
                     f"{folder} was written with {name} = {saved.get(name)!r}, this run has {value!r}; "
-                    "resume with the former value or train into another --out"
+                    "resume with the former value, or train on from its weights: --model local-dir:CHECKPOINT"
                 )
         weights = load_file(folder / "open_clip_model.safetensors")
         state = torch.load(folder / "state.pt", map_location=trainee.model.device, weights_only=True)

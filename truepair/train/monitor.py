@@ -52,6 +52,7 @@ class Monitor:
         cut(self.skipped_file, job.start)
         self.figures: dict[str, Any] = {}  # of the last evaluation
         self._pending: list[Step] = []
+        self._losses: list[float] = []  # of this epoch
 
     def __enter__(self) -> "Monitor":
         self.log.__enter__()
@@ -100,6 +101,7 @@ class Monitor:
         self.samples += samples
         for step, row in zip(self._pending, figures, strict=True):
             found = dict(zip(names, row, strict=True))
+            self._losses.append(found["loss"])
             share = step.repeated / step.captions
             epoch = step.step / self.job.order.steps
             speed = {"samples_per_s": round(rate, 1), "data_wait": round(wait, 4)}
@@ -121,8 +123,10 @@ class Monitor:
     def end_of_epoch(self, step: int) -> None:
         """Refit the noise model, from its warm-up on, and tell what could not be read."""
         epoch = step // self.job.order.steps
-        if epoch >= self.job.config.noise.warmup_epochs:
-            self._noise(step, epoch)
+        noise = self._noise(step, epoch) if epoch >= self.job.config.noise.warmup_epochs else ""
+        loss = np.mean(self._losses)
+        self._losses.clear()
+        self.log.say(f"epoch {epoch}/{self.job.config.epochs}: loss {loss:.3f} · {self.rate:,.0f} samples/s{noise}")
         if self.skipped:
             named = ", ".join(f"{reason} ({count})" for reason, count in self.skipped.most_common())
             self.log.say(f"images replaced by others so far, see {self.skipped_file.name}: {named}", style="yellow")
@@ -134,7 +138,8 @@ class Monitor:
         due = step == job.steps or (config.every > 0 and epoch % config.every == 0)
         return bool(config.zeroshot or config.retrieval) and step > 0 and rest == 0 and due
 
-    def _noise(self, step: int, epoch: int) -> None:
+    def _noise(self, step: int, epoch: int) -> str:
+        """Refit, write, and say it in a few words."""
         job = self.job
         mixture = job.ledger.refit()
         rows = job.order.rows
@@ -147,6 +152,8 @@ class Monitor:
         self.log.write("noise", step, epoch=epoch, **figures)
         if self.log.speaks:
             job.ledger.write_columns(job.folder / "columns" / f"epoch-{epoch:04d}.parquet", rows)
+        known = f" (AUROC {figures['auroc']:.3f})" if "auroc" in figures else ""
+        return f" · mean p_noise {figures['mean_p_noise']:.2f}{known}"
 
     def evaluate(self, step: int) -> None:
         """Zero-shot and retrieval figures after `step` steps, on rank 0, where due and not yet in metrics.jsonl."""

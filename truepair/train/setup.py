@@ -137,10 +137,12 @@ def _check(config: RunConfig) -> None:
         "epochs": config.epochs >= 1,
         "batch_size": config.batch_size >= 2,
         "lr": 0 < config.lr < math.inf,
+        "seed": config.seed >= 0,
         "workers": config.workers >= -1,
         "checkpoint_steps": config.checkpoint_steps >= 0,
         "checkpoint_minutes": config.checkpoint_minutes >= 0,
         "pairs.captions": config.pairs.captions >= 1,
+        "pairs.max_p_noise": 0 <= config.pairs.max_p_noise <= 1,
         "pairs.crop_scale": 0 < config.pairs.crop_scale[0] <= config.pairs.crop_scale[1] <= 1,
         "pairs.block": config.pairs.block >= 1,
         "pairs.window": config.pairs.window >= 1,
@@ -177,6 +179,11 @@ def _order(config: RunConfig, table: PairTable) -> tuple[Order, int]:
     order.local(0, 0, rank(), world_size())  # complains of a batch size that the ranks do not divide
     for name in (caption, "offset", "size", "source", "path", "width", "height"):
         table.column(name)  # mapped here once, so that no worker has to
+    for source in np.unique(table.numbers("source")[rows]).tolist():
+        if not table.source_path(source).exists():
+            raise UserError(
+                f"{table.source_path(source)}, indexed in {table.path}, is gone; bring it back or index anew"
+            )
     return order, len(kept) - len(rows)
 
 
