@@ -108,7 +108,7 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
     assert "ViT-B-32" in refused(capsys, "train", "--data", train, *out, "--model", "ViT-B-23")
     assert "--batch-size" in refused(capsys, "train", "--data", train, *out, "--batch-size", "100000")
     assert "--out" in refused(capsys, "train", "--data", train)
-    refused(capsys, "train")
+    assert "--data" in refused(capsys, "train")
     assert "is gone" in refused(capsys, "train", "--data", str(_without_shards(scenes, tmp_path)), *out)
     assert "no run" in refused(capsys, "export", str(empty), *out)
     assert "no run" in refused(capsys, "audit", train, "--model", str(empty), *out)

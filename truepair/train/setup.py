@@ -132,7 +132,9 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
 
 
 def _check(config: RunConfig) -> None:
-    """Refuse numbers that make no sense, all in one place."""
+    """Refuse what is missing and numbers that make no sense, all in one place."""
+    if not config.data:
+        raise UserError("say which pairs to train on: --data TABLE (truepair index makes one)")
     sound = {
         "epochs": config.epochs >= 1,
         "batch_size": config.batch_size >= 2,
