@@ -12,6 +12,7 @@ from truepair.evaluate.features import Encoder, Progress, reasons
 from truepair.evaluate.noise import PairScores, detection_figures, score_pairs
 from truepair.noise import DetectionFigures
 from truepair.noise.scores import NEGATIVES
+from truepair.noise.tables import TRUTH
 from truepair.pairs.columns import write_parquet
 from truepair.pairs.table import PairTable
 
@@ -84,7 +85,7 @@ def audit(
         progress=progress,
     )
     seen = ~np.isnan(scores.neg_clip_loss)
-    truth = table.numbers("is_noise") if "is_noise" in table.column_names else None
+    truth = table.numbers(TRUTH) if TRUTH in table.column_names else None
     problem = np.full(len(table), "", object)
     for row, reason in scores.skipped:
         problem[row] = reason
@@ -98,7 +99,7 @@ def audit(
         "caption": _stored(table, table.caption_column),
     }
     file = Path(out) / FILE
-    write_parquet(file, columns if truth is None else columns | {"is_noise": np.asarray(truth)})
+    write_parquet(file, columns if truth is None else columns | {TRUTH: np.asarray(truth)})
     return AuditResult(
         scores=scores,
         file=file,

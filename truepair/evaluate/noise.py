@@ -16,6 +16,7 @@ from truepair.evaluate.pairs import PairFeatures, encode_pairs
 from truepair.evaluate.result import benchmark_json
 from truepair.noise import DetectionFigures, Mixture, detection, fit_losses
 from truepair.noise.scores import NEGATIVES, cosine, neg_clip_loss
+from truepair.noise.tables import TRUTH
 from truepair.pairs.table import PairTable
 
 Floats = npt.NDArray[np.float32]
@@ -99,7 +100,7 @@ def noise_detection(
     model: Encoder,
     table: PairTable,
     *,
-    truth: str = "is_noise",
+    truth: str = TRUTH,
     scores: PairScores | None = None,
     batch_size: int = 256,
     workers: int = 0,

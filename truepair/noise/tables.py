@@ -9,6 +9,8 @@ from truepair.errors import UserError
 from truepair.noise.injection import Kind, corrupt
 from truepair.pairs.table import PairTable, new_folder
 
+TRUTH = "is_noise"  # the column of the truth, where a table has it: whether a caption really fits no more
+
 
 @dataclass(frozen=True)
 class CorruptedTable:
@@ -29,8 +31,8 @@ def corrupt_table(table: PairTable, out: str | Path, kind: Kind, rate: float, se
     Raises UserError as `noise.corrupt` does, and if `out` is a file or not empty.
     """
     out = Path(out)
-    if "is_noise" in table.column_names:
-        raise UserError(f"{table.path} holds known noise already (column is_noise); corrupt the clean table instead")
+    if TRUTH in table.column_names:
+        raise UserError(f"{table.path} holds known noise already (column {TRUTH}); corrupt the clean table instead")
     with new_folder(out) as staging:
         stored = table.captions()
         captions = [stored[row] for row in range(len(stored))]
@@ -40,7 +42,7 @@ def corrupt_table(table: PairTable, out: str | Path, kind: Kind, rate: float, se
         how |= {"effective": made.effective, "captions": table.caption_column}
         new = table.derive(staging)
         new.add_column(column, pa.array(made.captions, pa.list_(pa.string())), how)
-        new.add_column("is_noise", made.is_noise, how)
+        new.add_column(TRUTH, made.is_noise, how)
         new.add_column("chosen", made.chosen, how)
         new.add_column("caption_from", made.source, how)
         new.caption_column = column

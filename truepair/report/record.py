@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from truepair.config import RunConfig, from_toml
 from truepair.errors import UserError
 from truepair.noise import Mixture
+from truepair.noise.tables import TRUTH
 from truepair.pairs.table import PairTable
 
 Vector = NDArray[np.float64]
 
-TRUTH = "is_noise"
 COMMON = frozenset(  # figures that every run writes at each step; what a line holds beyond them is the method's own
     ["kind", "step", "epoch", "lr", "loss", "scale", "grad_norm", "samples_per_s", "data_wait", "repeated_captions"]
 )

@@ -15,12 +15,13 @@ from truepair.evaluate import ImageClasses, retrieval, zero_shot
 from truepair.losses.distributed import rank, total, world_size
 from truepair.methods.base import Loss
 from truepair.noise import detection
+from truepair.noise.tables import TRUTH
 from truepair.pairs.batches import Batch
 from truepair.pairs.table import PairTable
 from truepair.train.devices import workers_of
 from truepair.train.logs import Clock, RunLog, cut
 from truepair.train.optim import warmup_steps
-from truepair.train.setup import TRUTH, Job
+from truepair.train.setup import Job
 from truepair.train.trouble import Trouble
 
 

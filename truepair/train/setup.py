@@ -18,6 +18,7 @@ from truepair.losses.distributed import rank, world_size
 from truepair.methods import Method, method_class
 from truepair.models.dual import DEFAULT, DualEncoder, create
 from truepair.noise import detection
+from truepair.noise.tables import TRUTH
 from truepair.pairs.batches import BatchSource
 from truepair.pairs.order import Order
 from truepair.pairs.subset import rows_in_use
@@ -26,8 +27,6 @@ from truepair.train import checkpoint
 from truepair.train.ledger import Ledger
 from truepair.train.optim import adamw
 from truepair.train.step import Trainee
-
-TRUTH = "is_noise"  # the column of the truth, where a table has it
 
 
 @dataclass
