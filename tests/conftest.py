@@ -29,3 +29,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("train", "test"):
         index([folder / part / "shards"], folder / part)
     return folder
+
+
+@pytest.fixture(scope="session")
+def captioner_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny captioners on disk, as transformers saves them: "blip2" and "encoder-decoder"."""
+    from captioners import save_blip2, save_encoder_decoder
+
+    folder = tmp_path_factory.mktemp("captioners")
+    save_blip2(folder / "blip2")
+    save_encoder_decoder(folder / "encoder-decoder")
+    return {name: folder / name for name in ("blip2", "encoder-decoder")}

@@ -1,6 +1,8 @@
 """The command: its verbs do what they say, wrong input costs one clear line and exit 2."""
 
+import inspect
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from truepair.cli import VERBS, main
+from truepair.cli.parsing import one_line, parsed
+from truepair.cli.train import parse_train
 from truepair.pairs.index import index
 from truepair.pairs.table import PairTable
 
@@ -36,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return said.err
 
 
-@pytest.mark.parametrize("verb", ["train", *VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
@@ -49,7 +53,7 @@ def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> No
         main(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"  {verb} " in said for verb in ["train", *VERBS])
+    assert all(f"  {verb} " in said for verb in VERBS)
 
 
 def test_train_shows_the_options_of_the_method_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +201,48 @@ def test_a_result_that_is_no_number_is_null_in_json(
     assert run(capsys, *argv)["results"][0]["metrics"]["auroc"] is None
 
 
-def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train --epoch 3", "--epochs"),
+        ("train --epochs three", "'three'"),
+        ("train --method", "--method"),
+        ("train --precision half", "'bf16'"),
+        ("audit table --worst 3", "--model"),
+        ("audit table --model run --out audit --worse 3", "--worst"),
+        ("audit table --outt audit", "--outt"),
+        ("corrupt table more --out noisy", "more"),
+        ("data paintings --out data", "'scenes'"),
+        ("export --out", "--out"),
+    ],
+)
+def test_wrong_flags_cost_one_line_that_names_what_is_wrong(
+    command: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, *command.split())
+    assert told in line and f"truepair {command.split()[0]} --help" in line
+    assert not set(line) & set("│─╭╰")
+
+
+def test_what_is_no_box_is_said_whole() -> None:
+    assert one_line("Error: no such thing\n") == "Error: no such thing"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples_that_parse(verb: str) -> None:
+    kind, _ = VERBS[verb]
+    lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
+    examples = [line for line in lines if line.startswith("  ") and f"truepair {verb} " in line]
+    assert examples
+    for example in examples:
+        argv = shlex.split(example.split(f"truepair {verb} ")[1])
+        args = parse_train(argv) if verb == "train" else parsed(kind, verb, argv)
+        assert isinstance(args, kind)
+
+
+def test_an_interrupted_verb_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERBS, "export", (VERBS["export"][0], lambda args: {"interrupted": True}))
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--batchsize", "3"])
-    assert ended.value.code == 2
+        main(["export", "run", "--out", "model", "--json"])
+    assert ended.value.code == 130
+    assert json.loads(capsys.readouterr().out) == {"interrupted": True}

@@ -21,6 +21,7 @@ class PairsConfig:
 
     caption_column: str = ""  # the table's column of captions; empty: the one in force
     captions: int = 1  # captions of a row in a batch (K)
+    synthetic: str = ""  # column of synthetic captions: of a row's K, the first is a raw one, the others are synthetic
     draw: Literal["random", "first"] = "random"  # which K of a row's captions: anew each epoch, or always the first
     unique: Literal["none", "caption", "image", "both"] = "none"  # no equal images or lists of captions in a batch
     max_p_noise: float = 1.0  # leave out pairs that the table's column p_noise calls noisier than this

@@ -7,6 +7,7 @@ makes of their losses and gradients, the mean over ranks, must be what one proce
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,32 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from truepair.losses import Dense, Groups, all_gather, pairwise, sigmoid_rows, softmax_rows, weighted_mean
+from truepair.losses import (
+    Complement,
+    CrossEntropy,
+    Dense,
+    Groups,
+    Objective,
+    Pooled,
+    Relation,
+    ReverseDivergence,
+    Sharpened,
+    Softened,
+    Tokens,
+    all_gather,
+    pairwise_losses,
+    sigmoid_rows,
+    softmax_pairs,
+    softmax_rows,
+    weighted_mean,
+)
 from truepair.losses.distributed import rank, total, world_size
+from truepair.losses.pairwise import TILE
 from truepair.methods import METHODS
 from truepair.methods.base import Features, Pairs
 
 BATCH, CAPTIONS, WIDTH = 12, 2, 6
-BLOCK = 5  # rows a block: the whole batch takes five, a third of it one
+TILES = (5, 7)  # rows and columns of a tile: uneven in every number of ranks
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -44,29 +64,70 @@ def own_sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight
 
 
 def groups(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    rows = mine(torch.arange(BATCH) % 5)
+    rows = all_gather(mine(torch.arange(BATCH) % 5))
     columns = all_gather(mine(torch.arange(BATCH * CAPTIONS) // CAPTIONS % 5))
     soft = softmax_rows(image, text, scale, Groups(rows, columns))
     return soft, weighted_mean(soft + sigmoid_rows(image, text, scale, bias, Groups(rows, columns, normalise=False)))
 
 
 def dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    target = Dense(mine(drawn(BATCH, BATCH * CAPTIONS, seed=7).clamp_min(0)))
+    target = Dense(drawn(BATCH, BATCH * CAPTIONS, seed=7).clamp_min(0))
     rows = softmax_rows(image, text, scale, target)
     return rows, weighted_mean(rows + sigmoid_rows(image, text, scale, bias, target), weight)
+
+
+def both_softmax(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows, columns = softmax_pairs(image, text, scale)
+    return rows, weighted_mean(rows, weight) + weighted_mean(columns, weight.repeat_interleave(CAPTIONS))
+
+
+def of_objective(objective: Callable[[Pooled | Tokens], Objective], tokens: bool = False) -> Callable[..., Any]:
+    """A loss of both directions, with a second similarity of pairs, and a queue on either side unless it has tokens."""
+
+    def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        queue = normalize(drawn(7, WIDTH, seed=9), dim=1)
+        if tokens:
+            guides = [Tokens.gathered(normalize(mine(drawn(BATCH, 3, 4, seed=seed)), dim=2)) for seed in (5, 6)]
+            queues = {}
+        else:
+            of_image, of_text = (normalize(mine(drawn(BATCH, 4, seed=seed)), dim=1) for seed in (5, 6))
+            text_guide = Pooled.gathered(of_text.repeat_interleave(CAPTIONS, dim=0), of_image, queue=queue[:, :4])
+            image_guide = Pooled.gathered(of_image, of_text.repeat_interleave(CAPTIONS, dim=0), queue=queue[:, :4])
+            guides, queues = [image_guide, text_guide], {"left_queue": queue, "right_queue": -queue}
+        one, other = (objective(guide) for guide in guides)
+        (rows,), (columns,) = pairwise_losses(image, text, scale, bias, rows=[one], columns=[other], **queues)
+        return rows, weighted_mean(rows, weight) + weighted_mean(columns, weight.repeat_interleave(CAPTIONS))
+
+    return loss
 
 
 def of_method(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
     def loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         kind = METHODS[name]
-        pairs = Pairs(torch.arange(len(image)), 1 - weight, {}, epoch=1.5, epochs=4)
-        result = kind(kind.Options()).loss(Features(image, text), scale, bias, pairs)
+        ids = mine(torch.arange(BATCH * CAPTIONS) % 20)  # some captions are the same on several ranks
+        pairs = Pairs(torch.arange(len(image)), 1 - weight, {}, epoch=3.5, epochs=4, captions=ids)
+        twin = {"r": image.detach(), "t": text[::CAPTIONS].detach()} if name == "softclip" else {}
+        twin |= {"x": image.detach(), "t": text.detach()} if name == "fff" else {}
+        result = kind(kind.Options()).loss(Features(image, text, twin), scale, bias, pairs)
         return result.per_pair, result.total
 
     return loss
 
 
-LOSSES = {"own softmax": own_softmax, "own sigmoid": own_sigmoid, "groups": groups, "dense": dense}
+LOSSES = {
+    "own softmax": own_softmax,
+    "own sigmoid": own_sigmoid,
+    "groups": groups,
+    "dense": dense,
+    "both": both_softmax,
+}
+LOSSES |= {
+    "softened": of_objective(lambda guide: CrossEntropy(Softened(guide, 0.4), divergence=True)),
+    "relations": of_objective(lambda guide: CrossEntropy(Relation(guide), others=True)),
+    "relations of tokens": of_objective(lambda guide: CrossEntropy(Relation(guide), others=True), tokens=True),
+    "reverse": of_objective(lambda guide: ReverseDivergence(Softened(guide, 0.4))),
+    "complement": of_objective(lambda guide: Complement(Sharpened(Softened(guide, 0.4)))),
+}
 LOSSES |= {name: of_method(name) for name in METHODS}
 
 
@@ -89,7 +150,7 @@ def results() -> dict[str, dict[str, Tensor]]:
 def run_rank(number: int, world: int, folder: Path) -> None:
     """A process of its own: compute this rank's results and write them down."""
     torch.set_num_threads(1)
-    pairwise.ROWS = BLOCK
+    TILE["cpu"] = TILES
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=world)
     assert total(torch.tensor(number)).item() == sum(range(world))
     torch.save(results(), folder / f"{number}.pt")

@@ -38,18 +38,25 @@ def of_cosines(cosines: Tensor) -> Features:
 
 
 def loss(method: str, pairs: Features, p_noise: Tensor | None = None, **options: Any) -> Loss:
+    """A method's loss, with a twin that thinks as the student does and captions that are all different."""
     kind = METHODS[method]
     batch = len(pairs.image)
     p_noise = torch.zeros(batch) if p_noise is None else p_noise
-    known = Pairs(torch.arange(batch), p_noise, {}, epoch=2.5, epochs=10)
-    return kind(kind.Options(**options)).loss(pairs, SCALE, BIAS, known)
+    known = Pairs(torch.arange(batch), p_noise, {}, epoch=2.5, epochs=10, captions=torch.arange(len(pairs.text)))
+    image, text = pairs.image.detach(), pairs.text.detach()
+    twin = {"softclip": {"r": image, "t": text[:batch]}, "fff": {"x": image, "t": text}}
+    return kind(kind.Options(**options)).loss(
+        Features(pairs.image, pairs.text, twin.get(method, {})), SCALE, BIAS, known
+    )
 
 
 def clip_rows(pairs: Features) -> Tensor:
     """CLIP's loss of each pair (B,) in plain matrices, a mean over its captions."""
     image, text = pairs.image, pairs.text
-    t2i = reference.softmax_rows(text, image, SCALE).view(len(image), -1).mean(dim=1)
-    return (reference.softmax_rows(image, text, SCALE) + t2i) / 2
+    logits = SCALE * image @ text.T
+    own = reference.alone(reference.own_pairs(*logits.shape))
+    t2i = reference.cross_entropy(logits.T, own.T / own.T.sum(dim=1, keepdim=True)).view(len(image), -1).mean(dim=1)
+    return (reference.cross_entropy(logits, own) + t2i) / 2
 
 
 def same_with_gradients(ours: Tensor, theirs: Tensor, pairs: Features) -> None:

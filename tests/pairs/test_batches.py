@@ -29,7 +29,7 @@ def source(table: PairTable, rows: Any = None, batch: int = 16, groups: Any = ()
 
 
 def same(first: Batch, second: Batch) -> bool:
-    tensors = [(b.rows, b.images, b.tokens, *b.columns.values()) for b in (first, second)]
+    tensors = [(b.rows, b.images, b.tokens, b.caption_ids, *b.columns.values()) for b in (first, second)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True)) and first.skipped == second.skipped
 
 
@@ -148,6 +148,26 @@ def test_captions_that_pairs_share_are_counted(scenes: Path, tmp_path: Path) -> 
     assert next(batches(kept_apart, 0, 1, workers=0)).repeated_captions == 0
     own_twice = source(table, batch=4, groups=[table.groups("few")], captions=2)
     assert next(batches(own_twice, 0, 1, workers=0)).repeated_captions == 0
+
+
+def test_synthetic_captions_follow_a_raw_one_and_ids_tell_equal_texts(scenes: Path, tmp_path: Path) -> None:
+    table = PairTable.open(scenes / "train").derive(tmp_path / "table")
+    table.add_column(
+        "written", [[f"number {row % 8}", f"digit {row % 8}"] if row % 2 else [] for row in range(256)], {}
+    )
+    batch = next(batches(source(table, captions=3, synthetic="written"), 0, 1, workers=0))
+    raw, written = table.captions(), table.captions("written")
+    texts: list[str] = []
+    for i, row in enumerate(batch.rows.tolist()):
+        known = [*raw[row], *written[row]]
+        tokens = TOKENIZER(known)[:, : batch.tokens.shape[1]]
+        mine = [known[(tokens == own).all(dim=1).nonzero()[0]] for own in batch.tokens[3 * i : 3 * i + 3]]
+        assert mine[0] in raw[row]
+        assert set(mine[1:]) == set(written[row]) if row % 2 else set(mine) <= set(raw[row])
+        texts += mine
+    assert batch.caption_ids.shape == (48,) and len(set(texts)) < 48
+    for text, number in zip(texts, batch.caption_ids, strict=True):
+        assert [text == other for other in texts] == (batch.caption_ids == number).tolist()
 
 
 def test_an_unreadable_image_is_replaced_by_another_pair_and_named(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from truepair.errors import UserError
 from truepair.pairs import columns
-from truepair.pairs.columns import StringLists, Strings, codes, open_column, write_parquet
+from truepair.pairs.columns import StringLists, Strings, codes, open_column, stream_parquet, write_parquet
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
 QUICK = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,6 +55,8 @@ def test_null_lists_are_empty(tmp_path: Path) -> None:
         np.linspace(0, 1, 10, dtype=np.float32),
         np.arange(10) % 2 == 0,
         np.arange(30, dtype=np.float16).reshape(10, 3),
+        np.arange(60, dtype=np.float16).reshape(10, 2, 3)[::-1],
+        np.arange(240).reshape(10, 2, 3, 4) % 5 == 0,
         np.zeros(0, np.int64),
     ],
 )
@@ -63,6 +65,44 @@ def test_arrays_come_back_with_their_shape_and_type(tmp_path: Path, values: np.n
     column = open_column(tmp_path / "v.parquet", "v")
     assert column.dtype == values.dtype
     np.testing.assert_array_equal(column, values)
+
+
+@QUICK
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5), nested=st.booleans(), wide=st.booleans())
+def test_a_column_streamed_in_pieces_equals_one_written_whole(
+    tmp_path: Path, sizes: list[int], nested: bool, wide: bool
+) -> None:
+    n = sum(sizes)
+    values = np.random.default_rng(n).normal(size=(n, 3, 2) if nested else (n, 6)).astype(np.float16)
+    pieces = np.split(values, np.cumsum(sizes)[:-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "STREAM_BYTES", 100 if wide else 1 << 20)  # two rows at a time
+        file = tmp_path / f"{sizes}{nested}{wide}.parquet"
+        stream_parquet(file, "v", iter(pieces), n)
+        np.testing.assert_array_equal(open_column(file, "v"), values)
+        assert pq.read_metadata(file).num_row_groups >= (n // 2 if wide else 0)
+    assert pq.read_table(file).column("v").to_pylist() == values.tolist()
+
+
+def test_pieces_may_be_arrow_arrays_and_take_the_type_of_the_first(tmp_path: Path) -> None:
+    kind = pa.list_(pa.string())
+    pieces = [pa.array([["a"], []], kind), pa.array([[], []]), pa.chunked_array([[["b", "c"]]], kind)]
+    stream_parquet(tmp_path / "l.parquet", "l", iter(pieces), 5)
+    column = open_column(tmp_path / "l.parquet", "l")
+    assert [column[row] for row in range(5)] == [["a"], [], [], [], ["b", "c"]]
+
+
+def test_pieces_of_the_wrong_length_or_type_leave_nothing_behind(tmp_path: Path) -> None:
+    for pieces in ([np.arange(3)], [], [np.arange(2), np.arange(3)], [np.arange(2), pa.array(["a", "b"])]):
+        with pytest.raises(ValueError):
+            stream_parquet(tmp_path / "v.parquet", "v", iter(pieces), 4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_column_of_a_kind_that_cannot_be_mapped_is_a_user_error(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "v.parquet", {"v": pa.array([[[1.0]], []])})
+    with pytest.raises(UserError, match="cannot be mapped"):
+        open_column(tmp_path / "v.parquet", "v")
 
 
 def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:

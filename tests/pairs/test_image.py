@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import ToTensor
 
 from truepair.pairs.header import image_size
-from truepair.pairs.image import Crop, ImageError, decode_centre, decode_crop, probe, random_crop
+from truepair.pairs.image import Crop, ImageError, decode_centre, decode_crop, decode_regions, probe, random_crop
 
 RANDOM = np.random.default_rng(0)
 
@@ -58,6 +58,15 @@ def test_the_centre_equals_open_clips_validation_transform_pixel_for_pixel(
     for step in steps:
         expected = step(expected)
     np.testing.assert_array_equal(decode_centre(data, size, squash=squash), np.asarray(expected))
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_regions_are_the_centre_and_then_the_crops_one_by_one(squash: bool) -> None:
+    data = encoded(picture(90, 61), "PNG")
+    crops = [Crop(0, 0, 1, 1), Crop(0.25, 0.5, 0.5, 0.4), Crop(0.999, 0, 0.001, 1)]
+    expected = [decode_centre(data, 16, squash=squash), *(decode_crop(data, 16, crop) for crop in crops)]
+    np.testing.assert_array_equal(decode_regions(data, 16, crops, squash=squash), expected)
+    assert decode_regions(data, 16, [], squash=squash).shape == (1, 16, 16, 3)
 
 
 def test_the_centre_of_a_whole_image_survives_unchanged() -> None:

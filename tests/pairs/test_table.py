@@ -128,6 +128,15 @@ def test_columns_of_the_index_and_of_wrong_length_are_refused(table: PairTable) 
         table.add_column("score", [1, 2, 3], {})
 
 
+def test_a_column_may_come_in_pieces(table: PairTable) -> None:
+    table.add_column("features", (np.full((6, 2, 3), n, np.float16) for n in range(2)), {"by": "test"})
+    again = PairTable.open(table.path)
+    assert again.numbers("features").shape == (12, 2, 3) and again.made["features"] == {"by": "test"}
+    with pytest.raises(ValueError, match="6 values for 12 rows"):
+        table.add_column("features", iter([np.zeros(6)]), {})
+    np.testing.assert_array_equal(PairTable.open(table.path).numbers("features"), again.numbers("features"))
+
+
 def test_asking_for_the_wrong_kind_of_column_is_a_user_error(table: PairTable) -> None:
     with pytest.raises(UserError, match="numbers are needed"):
         table.numbers("key")

@@ -1,5 +1,8 @@
 """Captions to token ids: trimmed where that is harmless, K of a row distinct where it has K."""
 
+import subprocess
+import sys
+
 import numpy as np
 import open_clip
 import pytest
@@ -7,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truepair.pairs.text import MAX_CHARACTERS, draw_captions, first_captions, tokenize, trim
+from truepair.pairs.text import MAX_CHARACTERS, caption_ids, draw_captions, first_captions, tokenize, trim
 
 
 @settings(deadline=None, max_examples=60)
@@ -73,3 +76,54 @@ def test_another_epoch_draws_other_captions() -> None:
 def test_the_first_captions_are_always_the_same_and_start_again_where_a_row_has_fewer() -> None:
     assert first_captions([["a", "b", "c"], ["d"]], 1) == ["a", "d"]
     assert first_captions([["a", "b", "c"], ["d"]], 2) == ["a", "b", "d", "d"]
+    assert first_captions([["a", "b"], ["d"]], 3, [["x", "y", "z"], []]) == ["a", "x", "y", "d", "d", "d"]
+
+
+LISTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(any), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(LISTS, st.integers(1, 5), st.integers(0, 99), st.booleans())
+def test_the_first_caption_is_a_raw_one_and_the_others_synthetic_as_far_as_a_row_has_both(
+    counts: list[tuple[int, int]], wanted: int, seed: int, first: bool
+) -> None:
+    raw = [[f"raw {row}-{i}" for i in range(count)] for row, (count, _) in enumerate(counts)]
+    synthetic = [[f"synthetic {row}-{i}" for i in range(count)] for row, (_, count) in enumerate(counts)]
+    if first:
+        drawn = first_captions(raw, wanted, synthetic)
+    else:
+        drawn = draw_captions(raw, np.arange(len(counts)), wanted, seed, 0, synthetic)
+    for row, (n_raw, n_synthetic) in enumerate(counts):
+        mine = drawn[row * wanted : (row + 1) * wanted]
+        if n_raw and n_synthetic:
+            assert mine[0] in raw[row] and set(mine[1:]) <= set(synthetic[row])
+            assert len(set(mine[1:])) == min(n_synthetic, wanted - 1)
+        else:
+            assert set(mine) <= set(raw[row] + synthetic[row]) and len(set(mine)) == min(n_raw + n_synthetic, wanted)
+
+
+def test_with_one_caption_a_row_synthetic_ones_change_nothing_where_there_are_raw_ones() -> None:
+    raw, rows = [["a", "b", "c"]] * 300, np.arange(300)
+    assert draw_captions(raw, rows, 1, 0, 4) == draw_captions(raw, rows, 1, 0, 4, [["x"]] * 300)
+
+
+def test_raw_and_synthetic_captions_are_drawn_independently() -> None:
+    rows = np.arange(4000)
+    drawn = draw_captions([["a", "b"]] * 4000, rows, 2, 0, 0, [["x", "y"]] * 4000)
+    together = [drawn[::2][i] + drawn[1::2][i] for i in range(4000)]
+    assert all(abs(together.count(pair) - 1000) < 140 for pair in ("ax", "ay", "bx", "by"))  # 5 standard deviations
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), min_size=1, max_size=12))
+def test_caption_ids_are_equal_where_the_texts_are(texts: list[str]) -> None:
+    ids = caption_ids(texts)
+    assert ids.shape == (len(texts),) and ids.dtype == torch.int64
+    for i, text in enumerate(texts):
+        assert [int(ids[i]) == int(other) for other in ids] == [text == other for other in texts]
+
+
+def test_caption_ids_are_the_same_in_every_process() -> None:
+    code = "from truepair.pairs.text import caption_ids; print(*caption_ids(['a dog', 'ein Hünd']).tolist())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert list(map(int, done.stdout.split())) == caption_ids(["a dog", "ein Hünd"]).tolist()

@@ -67,3 +67,21 @@ def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     weight = torch.ones_like(values) if weight is None else weight.to(values.dtype)
     whole = total(weight.sum())
     return (values * weight).sum() * world_size() / whole.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def all_reduce_sum(x: Tensor) -> None:
+    """Sum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+
+
+def all_reduce_max(x: Tensor) -> None:
+    """Element-wise maximum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+
+
+def all_reduce_min(x: Tensor) -> None:
+    """Element-wise minimum over ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MIN)

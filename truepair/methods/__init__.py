@@ -3,10 +3,12 @@
 from truepair.errors import UserError
 from truepair.methods.base import Method as Method
 from truepair.methods.clip import Clip
+from truepair.methods.fff import Fff
 from truepair.methods.gate import Gate
 from truepair.methods.siglip import Siglip
+from truepair.methods.softclip import Softclip
 
-METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip, "gate": Gate}
+METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip, "gate": Gate, "softclip": Softclip, "fff": Fff}
 
 
 def method_class(name: str) -> type[Method]:

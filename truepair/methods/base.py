@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from truepair.models.dual import DualEncoder
@@ -17,7 +18,8 @@ class Needs:
     views: int = 1  # V independent crops an image
     columns: tuple[str, ...] = ()  # numeric columns of the table
     init_scale: float | None = None  # initial 1/τ of a fresh model, None: the model's own
-    init_bias: float | None = None  # initial logit bias of a fresh model, None: no bias
+    init_bias: float | Literal["negatives"] | None = None  # initial logit bias of a fresh model, None: no bias;
+    # "negatives": -ln(negatives per positive) of the batch, at which a sigmoid loss starts without a push
 
 
 @dataclass
@@ -32,8 +34,9 @@ class Inputs:
 class Features:
     """What `embed` makes of the inputs. Every tensor's first dimension is b, or b·K for what is one per caption.
 
-    `extra` may hold anything else a method computes for each sample (twin features, a per-sample language-modelling
-    loss): it is cached, concatenated and differentiated as the two embeddings are.
+    `extra` may hold anything else a method computes for each sample: what `embed` puts there (a per-sample
+    language-modelling loss) is cached, concatenated and differentiated as the two embeddings are; for `loss`, what
+    `observe` returned is there too, constant and of any type.
     """
 
     image: Tensor  # (b, D) unit rows
@@ -50,6 +53,7 @@ class Pairs:
     columns: dict[str, Tensor]  # the columns asked for in `Needs`
     epoch: float  # epochs done so far, with fraction
     epochs: int  # of the whole run
+    captions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (B·K,) equal where texts are
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,37 @@ class Loss:
 class Method(nn.Module):
     """A method is a file with a dataclass of options and this class. Extra heads are its sub-modules.
 
-    `embed` runs on micro-batches and sees the model; `loss` runs once on the whole batch and sees features only, so
-    gradient caching (`--optim.accumulation`), gathering and precision stay outside of every method.
+    `embed` and `observe` run on micro-batches and see the model; `loss` runs once on the whole batch and sees features
+    only, so gradient caching (`--optim.accumulation`), gathering and precision stay outside of every method.
+    A checkpoint holds a method's state_dict; parameters that do not require a gradient (a twin's) are not trained.
     """
 
     Options: ClassVar[type[Any]]
-    needs: Needs = Needs()
+    needs: Needs = Needs()  # set it on the instance, in `__init__`, where it depends on the options
 
     def __init__(self, options: Any) -> None:
         super().__init__()
         self.options = options
 
+    def bind(self, model: DualEncoder) -> None:
+        """Called once when the model exists, before the optimiser does: build a twin, or heads of the model's width.
+
+        The model has its first weights and is on the CPU; a resumed run loads the saved ones, and the method's, later.
+        Do not keep `model` as an attribute: it would be saved and trained twice.
+        """
+
     def embed(self, model: DualEncoder, inputs: Inputs) -> Features:
-        """Features of b pairs, with gradient. Override to add a twin's features, tokens, or a per-sample loss."""
+        """Features of b pairs, with gradient. Override to add tokens, or a per-sample loss."""
         return Features(model.encode_image(inputs.images[0]), model.encode_text(inputs.tokens))
+
+    def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
+        """What `loss` needs of b pairs and learns nothing through: a twin's features, masks; by default nothing.
+
+        Called without gradient, once for each micro-batch, right after its `embed`. First dimension b, or b·K for what
+        is one per caption; any dtype. It is put into the whole batch's `Features.extra`, under names that `embed` does
+        not use. The student's own features are in `Features` already: `.detach()` them there.
+        """
+        return {}
 
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
         """Loss of this rank's B pairs against the global batch; scale () = 1/τ, bias () or None."""
@@ -86,6 +107,10 @@ class Method(nn.Module):
     def chance_loss(self, batch_size: int, captions: int) -> float | None:
         """Loss of a model that tells nothing apart: ln(B) for softmax, + ½ ln(K); None where it has no such level."""
         return math.log(batch_size) + math.log(captions) / 2
+
+    def complaint(self, figures: dict[str, float]) -> str | None:
+        """A sentence to warn with, once a run, from a step's `Loss.logs` (means over ranks); None: all is well."""
+        return None
 
     def after_step(self, model: DualEncoder) -> None:
         """Called after every optimiser step (a momentum twin follows the student here)."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from truepair.losses import softmax_rows, weighted_mean
+from truepair.losses import softmax_pairs, weighted_mean
 from truepair.methods.base import Features, Loss, Method, Pairs, per_pair_mean
 
 
@@ -19,7 +19,6 @@ class Clip(Method):
     Options = ClipOptions
 
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
-        i2t = softmax_rows(features.image, features.text, scale)  # (B,)
-        t2i = softmax_rows(features.text, features.image, scale)  # (B·K,)
+        i2t, t2i = softmax_pairs(features.image, features.text, scale)  # (B,), (B·K,)
         rows = per_pair_mean(i2t, t2i)  # (B,)
         return Loss(weighted_mean(rows), rows.detach())

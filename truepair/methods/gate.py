@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from truepair.errors import UserError
-from truepair.losses import softmax_rows, weighted_mean
+from truepair.losses import softmax_pairs, weighted_mean
 from truepair.methods.base import Features, Loss, Method, Pairs, per_pair_mean
 
 
@@ -30,8 +30,7 @@ class Gate(Method):
     Options = GateOptions
 
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
-        i2t = softmax_rows(features.image, features.text, scale)  # (B,)
-        t2i = softmax_rows(features.text, features.image, scale)  # (B·K,)
+        i2t, t2i = softmax_pairs(features.image, features.text, scale)  # (B,), (B·K,)
         rows = per_pair_mean(i2t, t2i)  # (B,)
         weight = (1 - pairs.p_noise) ** self.options.power
         return Loss(weighted_mean(rows, weight), rows.detach(), {"weight": weight.mean()})

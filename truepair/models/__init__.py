@@ -5,3 +5,6 @@ from truepair.models.dual import DualEncoder as DualEncoder
 from truepair.models.dual import create as create
 from truepair.models.dual import open_model as open_model
 from truepair.models.dual import save_local_dir as save_local_dir
+from truepair.models.tokens import image_tokens as image_tokens
+from truepair.models.tokens import text_tokens as text_tokens
+from truepair.models.twin import Twin as Twin

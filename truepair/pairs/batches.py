@@ -13,7 +13,7 @@ from truepair.pairs import draws
 from truepair.pairs.image import ImageError, decode_crop, random_crop
 from truepair.pairs.order import Order
 from truepair.pairs.table import PairTable
-from truepair.pairs.text import Tokenizer, draw_captions, first_captions, tokenize
+from truepair.pairs.text import Tokenizer, caption_ids, draw_captions, first_captions, tokenize
 from truepair.pairs.workers import items
 
 SUBSTITUTES = 32  # unreadable images in a row after which the source, not an image, must be broken
@@ -35,6 +35,7 @@ class Batch:
     rows: Tensor  # (B,) int64
     images: Tensor  # (V, B, S, S, 3) uint8, V independent crops of each image
     tokens: Tensor  # (B·K, L) int64, trimmed to the longest caption
+    caption_ids: Tensor  # (B·K,) int64, equal exactly where the captions' text is (`text.caption_ids`)
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B, …)
     skipped: list[Skip] = field(default_factory=list)
     repeated_captions: int = 0  # captions that another pair of this batch has too
@@ -59,6 +60,7 @@ class BatchSource:
 
     table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
     captions: K a row; draw: at random for each epoch, or always the first. views: V crops an image.
+    caption_column: of raw captions, empty: the one in force. synthetic: of synthetic ones, empty: none (`text`).
     crop_scale: area range of the random crop.
     columns: numeric columns of the table that the method reads. rank, world: this rank's share.
     """
@@ -73,6 +75,7 @@ class BatchSource:
     crop_scale: tuple[float, float] = (0.9, 1.0)
     draw: Literal["random", "first"] = "random"
     caption_column: str = ""
+    synthetic: str = ""
     columns: Sequence[str] = ()
     seed: int = 0
     rank: int = 0
@@ -92,20 +95,25 @@ class BatchSource:
             except (ImageError, OSError) as error:
                 skipped.append(_skip(row, error))
                 rows[i] = self._substitute(row, epoch, images[:, i], skipped)
-        captions = self.table.captions(self.caption_column)
-        stored = [captions[row] for row in rows.tolist()]
+        raw = self._stored(self.caption_column, rows)
+        synthetic = self._stored(self.synthetic, rows) if self.synthetic else None
         if self.draw == "first":
-            texts = first_captions(stored, self.captions)
+            texts = first_captions(raw, self.captions, synthetic)
         else:
-            texts = draw_captions(stored, rows, self.captions, self.seed, epoch)
+            texts = draw_captions(raw, rows, self.captions, self.seed, epoch, synthetic)
         return Batch(
             rows=torch.from_numpy(rows),
             images=torch.from_numpy(images),
             tokens=tokenize(self.tokenizer, texts, self.pad_id),
+            caption_ids=caption_ids(texts),
             columns={name: torch.from_numpy(np.asarray(self.table.numbers(name)[rows])) for name in self.columns},
             skipped=skipped,
             repeated_captions=_repeated(texts, self.captions),
         )
+
+    def _stored(self, column: str, rows: Any) -> list[list[str]]:
+        captions = self.table.captions(column)
+        return [captions[row] for row in rows.tolist()]
 
     def _crops(self, rows: Any, epoch: int, view: int) -> Any:
         uniform = draws.uniform(rows, 4, self.seed, epoch, draws.CROP, view)

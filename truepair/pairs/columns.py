@@ -2,14 +2,17 @@
 
 import errno
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ import pyarrow.parquet as pq
 from truepair.errors import UserError
 
 STREAM_ROWS = 65_536
+STREAM_BYTES = 1 << 26  # rows of wide columns are read and written fewer at a time
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,14 @@ class StringLists:
 
 
 Column = npt.NDArray[Any] | Strings | StringLists
+Values: TypeAlias = Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray
 
 
 def open_column(parquet: Path, field: str) -> Column:
     """The column `field` of a Parquet file as memory-mapped arrays, which are made beside the file on first use.
 
-    Numbers and booleans give an array (n,), fixed-size lists (n, d), strings `Strings`, lists of strings `StringLists`.
+    Numbers and booleans give an array (n,), fixed-size lists (n, d), those of fixed-size lists (n, r, d) and so on,
+    strings `Strings`, lists of strings `StringLists`. Raises UserError for columns of any other kind.
     The arrays are rebuilt when the file changes; if its folder cannot be written they go to the temporary folder.
     """
     stat = parquet.stat()
@@ -92,7 +98,7 @@ def _build(parquet: Path, field: str, folder: Path) -> None:
             if field not in file.schema_arrow.names:
                 raise UserError(f"{parquet} has no column {field!r}; it has {', '.join(file.schema_arrow.names)}")
             kind = file.schema_arrow.field(field).type
-            batches = (batch.column(0) for batch in file.iter_batches(STREAM_ROWS, columns=[field]))
+            batches = (batch.column(0) for batch in file.iter_batches(_stream_rows(kind), columns=[field]))
             _write(kind, batches, file.metadata.num_rows, partial)
         partial.replace(folder)
     except OSError as error:
@@ -108,15 +114,32 @@ def _write(kind: pa.DataType, arrays: Iterator[pa.Array], rows: int, folder: Pat
     if pa.types.is_string(text) or pa.types.is_large_string(text):
         _write_strings(arrays, folder, listed)
         return
-    fixed = pa.types.is_fixed_size_list(kind)
-    dtype = np.dtype("bool") if pa.types.is_boolean(kind) else (kind.value_type if fixed else kind).to_pandas_dtype()
-    shape = (rows, kind.list_size) if fixed else (rows,)
-    out: npt.NDArray[Any] = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype, shape)
+    shape, scalar = _shape(kind)
+    dtype = np.dtype("bool") if pa.types.is_boolean(scalar) else scalar.to_pandas_dtype()
+    if np.dtype(dtype).kind == "O":
+        raise UserError(f"{folder.parent.parent}: a column of {kind} cannot be mapped; numbers, strings or lists can")
+    out: npt.NDArray[Any] = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype, (rows, *shape))
     at = 0
     for array in arrays:
-        values = (array.flatten() if fixed else array).to_numpy(zero_copy_only=False)
-        out[at : at + len(array)] = values.reshape(len(array), *shape[1:])
-        at += len(array)
+        count = len(array)
+        for _ in shape:
+            array = array.flatten()
+        out[at : at + count] = array.to_numpy(zero_copy_only=False).reshape(count, *shape)
+        at += count
+
+
+def _shape(kind: pa.DataType) -> tuple[tuple[int, ...], pa.DataType]:
+    """The sizes of nested fixed-size lists, the outermost first, and what they hold: () and `kind` for plain values."""
+    sizes: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(kind):
+        sizes, kind = (*sizes, kind.list_size), kind.value_type
+    return sizes, kind
+
+
+def _stream_rows(kind: pa.DataType) -> int:
+    """Rows to read or write at a time: 65,536, and at most 64 MiB of fixed-size lists."""
+    width = 8 * math.prod(_shape(kind)[0])
+    return max(1, min(STREAM_ROWS, STREAM_BYTES // max(width, 1)))
 
 
 def _write_strings(arrays: Iterator[pa.Array], folder: Path, listed: bool) -> None:
@@ -157,21 +180,61 @@ def _raw(path: Path, dtype: Any) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def write_parquet(path: Path, columns: dict[str, Sequence[Any] | npt.NDArray[Any] | pa.Array]) -> None:
-    """Write columns of equal length as one Parquet file, whole or not at all. (n, d) arrays become fixed-size lists."""
+def write_parquet(path: Path, columns: dict[str, Values]) -> None:
+    """Write columns of equal length as one Parquet file, whole or not at all. (n, d, …) arrays become nested lists."""
     table = pa.table({name: _arrow(values) for name, values in columns.items()})
+    with _partial(path) as partial:
+        pq.write_table(table, partial, **_format(table.schema))
+
+
+def stream_parquet(path: Path, name: str, values: Iterable[Values], rows: int) -> None:
+    """Write one column of `rows` values that come piece by piece, whole or not at all; one piece is held at a time.
+
+    Later pieces take the type of the first. Raises ValueError for pieces of another type, or of another length in all.
+    """
+    pieces = map(_arrow, values)
+    first = next(pieces, None)
+    if first is None:
+        raise ValueError(f"column {name!r} has no values for {rows} rows")
+    schema = pa.schema([(name, first.type)])
+    options = _format(schema)
+    size = options.pop("row_group_size")
+    written = 0
+    with _partial(path) as partial:
+        with pq.ParquetWriter(partial, schema, **options) as writer:
+            for piece in itertools.chain([first], pieces):
+                writer.write_table(pa.table([piece], schema), row_group_size=size)
+                written += len(piece)
+        if written != rows:
+            raise ValueError(f"column {name!r} has {written} values for {rows} rows")
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file to write, which gets the name `path` when the block ends well and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        pq.write_table(table, partial, row_group_size=STREAM_ROWS)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _arrow(values: Sequence[Any] | npt.NDArray[Any] | pa.Array) -> pa.Array:
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+def _format(schema: pa.Schema) -> dict[str, Any]:
+    """Parquet options: features neither repeat nor compress, so trying to costs time only."""
+    wide = any(_shape(kind)[0] for kind in schema.types)
+    rows = min((_stream_rows(kind) for kind in schema.types), default=STREAM_ROWS)
+    plain = {"use_dictionary": False, "compression": "none"} if wide and len(schema) == 1 else {}
+    return {"row_group_size": rows, **plain}
+
+
+def _arrow(values: Values) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        array = pa.array(values.reshape(-1))
+        for size in reversed(values.shape[1:]):
+            array = pa.FixedSizeListArray.from_arrays(array, size)
+        return array
     return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
 
 

@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -84,15 +84,20 @@ def decode_crop(data: bytes, size: int, crop: Crop, *, max_pixels: int = MAX_PIX
     in whole pixels, is resized by PyTorch: bicubic with antialiasing as Pillow's, on uint8 too, three times as fast
     (benchmarks/loader.py). Raises ImageError.
     """
-    import torch  # here, as indexing and opening tables do without its second and half a gigabyte
-
     with _opened(data, max_pixels) as image:
         if image.format == "JPEG":
             image.draft("RGB", (math.ceil(size / crop.width), math.ceil(size / crop.height)))
-        pixels = torch.from_numpy(np.array(_rgb(image)))  # (H, W, 3)
+        pixels = np.array(_rgb(image))
+    return _resized(pixels, size, crop)
+
+
+def _resized(pixels: npt.NDArray[np.uint8], size: int, crop: Crop) -> npt.NDArray[np.uint8]:
+    """A part of (H, W, 3) pixels as (size, size, 3)."""
+    import torch  # here, as indexing and opening tables do without its second and half a gigabyte
+
     left, right = _span(crop.left, crop.width, pixels.shape[1])
     top, bottom = _span(crop.top, crop.height, pixels.shape[0])
-    cut = pixels[top:bottom, left:right].permute(2, 0, 1)[None]  # channels last in memory, which is the fast way
+    cut = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]  # channels last: the fast way
     resized = torch.nn.functional.interpolate(cut, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
@@ -112,18 +117,43 @@ def decode_centre(
     the same resize_mode ("shortest" or "squash") before its conversion to float. Raises ImageError.
     """
     with _opened(data, max_pixels) as image:
+        return _centre(_rgb(image), size, squash)
+
+
+def decode_regions(
+    data: bytes, size: int, crops: Sequence[Crop], *, squash: bool = False, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """The whole image as `decode_centre` gives it, then each crop resized to a square: (1 + R, size, size, 3) uint8.
+
+    Decodes once, at full resolution. Raises ImageError.
+    """
+    with _opened(data, max_pixels) as image:
+        rgb = _rgb(image)
+        whole = _centre(rgb, size, squash)
+        pixels = np.array(rgb) if crops else whole
+    return np.stack([whole, *(_resized(pixels, size, crop) for crop in crops)])
+
+
+def _centre(pixels: Image.Image, size: int, squash: bool) -> npt.NDArray[np.uint8]:
+    if squash:
+        return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
+    width, height = pixels.size
+    if width <= height:  # torchvision's Resize truncates the longer side
+        new_width, new_height = size, max(int(size * height / width), size)
+    else:
+        new_width, new_height = max(int(size * width / height), size), size
+    if (new_width, new_height) != (width, height):
+        pixels = pixels.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+    return np.asarray(pixels.crop((left, top, left + size, top + size)))
+
+
+def decode_whole(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to an RGB image of its own size, for models that bring their own preparation. Raises ImageError."""
+    with _opened(data, max_pixels) as image:
         pixels = _rgb(image)
-        if squash:
-            return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
-        width, height = pixels.size
-        if width <= height:  # torchvision's Resize truncates the longer side
-            new_width, new_height = size, max(int(size * height / width), size)
-        else:
-            new_width, new_height = max(int(size * width / height), size), size
-        if (new_width, new_height) != (width, height):
-            pixels = pixels.resize((new_width, new_height), Image.Resampling.BICUBIC)
-        left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
-        return np.asarray(pixels.crop((left, top, left + size, top + size)))
+        pixels.load()
+        return pixels
 
 
 def random_crop(

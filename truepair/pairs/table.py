@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from truepair.errors import UserError
 from truepair.pairs import columns
-from truepair.pairs.columns import Column, StringLists, Strings
+from truepair.pairs.columns import Column, StringLists, Strings, Values
 
 VERSION = 1
 PAIRS = "pairs.parquet"
@@ -128,7 +128,16 @@ class PairTable:
         return {name: value for name, value in self.__dict__.items() if name != "_mapped"}  # to be mapped anew
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
-        """Column `name`, which must be numeric or boolean."""
+        """Column `name`, which must be numeric or boolean. "A@B" is A of the row that B names (negative: its own).
+
+        After `truepair corrupt`, "label@caption_from" is the label that belongs to the caption a row has now.
+        """
+        what, at, where = name.partition("@")
+        if at:
+            if name not in self._mapped:
+                other = self.numbers(where)
+                self._mapped[name] = self.numbers(what)[np.where(other < 0, np.arange(len(other)), other)]
+            return self._mapped[name]  # type: ignore[return-value]
         values = self.column(name)
         if not isinstance(values, np.ndarray):
             raise UserError(f"column {name!r} of {self.path} holds text, numbers are needed")
@@ -152,13 +161,20 @@ class PairTable:
         """An integer per row (n,), equal exactly where column `name` is equal; `groups("sha")`: identical images."""
         return columns.codes(self.parquet(name), name)
 
-    def add_column(self, name: str, values: Sequence[Any] | npt.NDArray[Any] | pa.Array, made: dict[str, Any]) -> None:
-        """Add or replace column `name` (n rows, in row order); `made` says how, and is kept in table.json."""
+    def add_column(self, name: str, values: Values | Iterator[Values], made: dict[str, Any]) -> None:
+        """Add or replace column `name` (n rows, in row order); `made` says how, and is kept in table.json.
+
+        An iterator of pieces is written as it comes (`columns.stream_parquet`), so that no column need fit in memory.
+        """
         if name in SCHEMA.names:
             raise UserError(f"column {name!r} belongs to the index and cannot be replaced; choose another name")
-        if len(values) != len(self):
+        file = self.path / "columns" / f"{name}.parquet"
+        if isinstance(values, Iterator):
+            columns.stream_parquet(file, name, values, len(self))
+        elif len(values) != len(self):
             raise ValueError(f"column {name!r} has {len(values)} values for {len(self)} rows")
-        columns.write_parquet(self.path / "columns" / f"{name}.parquet", {name: values})
+        else:
+            columns.write_parquet(file, {name: values})
         self._mapped.pop(name, None)
         self.made[name] = made
         self.save()

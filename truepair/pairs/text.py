@@ -1,6 +1,7 @@
 """From captions to token ids, as short as the longest caption of the batch."""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +30,54 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], pad_id: int | None) -> 
 
 
 def draw_captions(
-    captions: Sequence[Sequence[str]], rows: npt.NDArray[np.int64], count: int, seed: int, epoch: int
+    raw: Sequence[Sequence[str]],
+    rows: npt.NDArray[np.int64],
+    count: int,
+    seed: int,
+    epoch: int,
+    synthetic: Sequence[Sequence[str]] | None = None,
 ) -> list[str]:
-    """B·count captions, row-major: `count` (K) of each row, distinct where it has as many, the first at random."""
+    """B·count captions, row-major: `count` (K) of each row, distinct where it has as many, the first at random.
+
+    With the rows' `synthetic` captions, the first of K is a raw one and the others are synthetic, from a random one on;
+    a row that has only raw or only synthetic captions gives those.
+    """
     starts = draws.bits(rows, seed, epoch, draws.CAPTION)
-    return [
-        texts[(int(start) + k) % len(texts)]
-        for texts, start in zip(captions, starts.tolist(), strict=True)
-        for k in range(count)
-    ]
+    return _taken(raw, synthetic, count, starts, draws.bits(rows, seed, epoch, draws.SYNTHETIC))
 
 
-def first_captions(captions: Sequence[Sequence[str]], count: int) -> list[str]:
-    """B·count captions, row-major: the first `count` (K) of each row, from the start again where it has fewer."""
-    return [texts[k % len(texts)] for texts in captions for k in range(count)]
+def first_captions(
+    raw: Sequence[Sequence[str]], count: int, synthetic: Sequence[Sequence[str]] | None = None
+) -> list[str]:
+    """B·count captions, row-major: as `draw_captions`, but the first ones in place of random ones."""
+    zeros = np.zeros(len(raw), np.uint64)
+    return _taken(raw, synthetic, count, zeros, zeros)
+
+
+def _taken(
+    raw: Sequence[Sequence[str]],
+    synthetic: Sequence[Sequence[str]] | None,
+    count: int,
+    starts: npt.NDArray[np.uint64],
+    synthetic_starts: npt.NDArray[np.uint64],
+) -> list[str]:
+    """`count` captions a row, in a circle from its start on; (B,) starts of raw and of synthetic ones."""
+    taken = []
+    others = synthetic if synthetic is not None else [()] * len(raw)
+    for texts, more, start, more_start in zip(raw, others, starts.tolist(), synthetic_starts.tolist(), strict=True):
+        if texts and more:
+            taken.append(texts[start % len(texts)])
+            taken += [more[(more_start + k) % len(more)] for k in range(count - 1)]
+        else:
+            pool = texts or more
+            taken += [pool[(start + k) % len(pool)] for k in range(count)]
+    return taken
+
+
+def caption_ids(texts: Sequence[str]) -> Tensor:
+    """(n,) int64, equal where two texts are: 64 bits of BLAKE2b, the same in every process.
+
+    Among a million different texts two share an id with a probability of 3e-8.
+    """
+    digests = b"".join(blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))

@@ -62,7 +62,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 images = augment(
                     images, config.augment, seed=config.seed, step=step, first=rank() * local, total=local * job.world
                 )
-                pairs = Pairs(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs)
+                pairs = Pairs(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs, here.caption_ids)
 
                 loss = forward_backward(
                     job.parallel,

@@ -54,11 +54,12 @@ class Monitor:
         self.figures: dict[str, Any] = {}  # of the last evaluation
         self._pending: list[Step] = []
         self._losses: list[float] = []  # of this epoch
+        self._complained = False  # the method, of what it sees
 
     def __enter__(self) -> "Monitor":
         self.log.__enter__()
         job, config = self.job, self.job.config
-        size = sum(p.numel() for p in job.trainee.parameters()) / 1e6
+        size = sum(p.numel() for p in job.trainee.parameters() if p.requires_grad) / 1e6
         self.log.say(
             f"{config.method} · {job.model.name} ({size:.1f} M parameters) · {len(job.order.rows):,} pairs · batch "
             f"{config.batch_size} · {job.steps:,} steps in {config.epochs} epochs · {world_size()} x {job.device.type}"
@@ -107,7 +108,8 @@ class Monitor:
             epoch = step.step / self.job.order.steps
             speed = {"samples_per_s": round(rate, 1), "data_wait": round(wait, 4)}
             self.log.write("train", step.step, epoch=epoch, lr=step.lr, repeated_captions=share, **found, **speed)
-            for sentence in self.trouble.watch(step.step, found["loss"], found["scale"], step.repeated, step.captions):
+            sentences = self.trouble.watch(step.step, found["loss"], found["scale"], step.repeated, step.captions)
+            for sentence in [*sentences, *self._complaint(found)]:
                 self.log.say(f"warning: {sentence}", style="yellow")
         last = self._pending[-1]
         epoch = math.ceil(last.step / self.job.order.steps)
@@ -120,6 +122,12 @@ class Monitor:
                 f"{broken[:8].tolist()}{' …' if len(broken) > 8 else ''} of {self.job.table.path}; the last checkpoint "
                 "is sound. Try a lower --lr, --optim.clip-grad-norm 1, --precision fp32, or look at these rows"
             )
+
+    def _complaint(self, figures: dict[str, float]) -> list[str]:
+        """What the method has to say of its own figures, the first time it does."""
+        sentence = None if self._complained else self.job.method.complaint(figures)
+        self._complained |= sentence is not None
+        return [] if sentence is None else [sentence]
 
     def end_of_epoch(self, step: int) -> None:
         """Refit the noise model, from its warm-up on, and tell what could not be read."""

@@ -83,17 +83,21 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
 
     torch.manual_seed(config.seed)
     needs = method.needs
+    init_bias = -math.log(config.batch_size - 1) if needs.init_bias == "negatives" else needs.init_bias
     model = create(
         config.model or DEFAULT,
         pretrained=config.pretrained or None,
         init_scale=needs.init_scale,
-        init_bias=needs.init_bias,
+        init_bias=init_bias,
     )
     if needs.init_bias is None and model.bias is not None:
         model.clip.logit_bias.requires_grad_(False)  # the method has no use for it, and DDP waits for every gradient
+    method.bind(model)
     trainee = Trainee(model, method).to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
-        model.compile_towers()
+        for towers in trainee.modules():
+            if isinstance(towers, DualEncoder):  # the model's, and a twin's
+                towers.compile_towers()
     optimizer = adamw(trainee, config.optim, config.lr)
     ledger = Ledger(len(table), config.noise)
     identity = checkpoint.identity(config, order, table)
@@ -112,6 +116,7 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         views=needs.views,
         crop_scale=config.pairs.crop_scale,
         caption_column=config.pairs.caption_column,
+        synthetic=config.pairs.synthetic,
         columns=needs.columns,
         seed=config.seed,
         rank=rank(),
@@ -174,11 +179,12 @@ def _order(config: RunConfig, table: PairTable) -> tuple[Order, int]:
     caption = config.pairs.caption_column or table.caption_column
     apart = {"none": [], "caption": [caption], "image": ["sha"], "both": [caption, "sha"]}[config.pairs.unique]
     kept = rows_in_use(table, config.keep, config.pairs.max_p_noise)
-    rows = kept[table.captions(caption).counts[kept] > 0]
+    texts = [caption, config.pairs.synthetic] if config.pairs.synthetic else [caption]
+    rows = kept[np.any([table.captions(name).counts[kept] > 0 for name in texts], axis=0)]
     groups = [table.groups(name) for name in apart]
     order = Order(rows, config.batch_size, config.seed, config.pairs.block, config.pairs.window, groups)
     order.local(0, 0, rank(), world_size())  # complains of a batch size that the ranks do not divide
-    for name in (caption, "offset", "size", "source", "path", "width", "height"):
+    for name in (*texts, "offset", "size", "source", "path", "width", "height"):
         table.column(name)  # mapped here once, so that no worker has to
     for source in np.unique(table.numbers("source")[rows]).tolist():
         if not table.source_path(source).exists():

@@ -24,9 +24,15 @@ class Trainee(nn.Module):
         """With `pairs`: the Loss of the whole batch. With `cotangents`: a scalar whose gradient is the batch loss's."""
         features = self.method.embed(self.model, inputs)
         if pairs is not None:
-            return self.method.loss(features, self.model.scale, self.model.bias, pairs)
+            whole = joined(features, self.observe(inputs))
+            return self.method.loss(whole, self.model.scale, self.model.bias, pairs)
         assert cotangents is not None
         return cotangents.surrogate(features, self.shared())
+
+    @torch.no_grad()
+    def observe(self, inputs: Inputs) -> dict[str, Tensor]:
+        """What the method observes of a micro-batch, without graph."""
+        return self.method.observe(self.model, inputs)
 
     def shared(self) -> list[Tensor]:
         """Parameters that the loss uses directly, beside the features: logit scale and bias, the method's own."""
@@ -44,7 +50,8 @@ class Cotangents:
 
     def surrogate(self, features: Features, shared: list[Tensor]) -> Tensor:
         """Σ feature · its gradient: differentiating it continues backward where the batch loss's stopped."""
-        terms = [(tensor * self.features[name]).sum() for name, tensor in _tensors(features) if name in self.features]
+        tensors = _tensors(features)
+        terms = [(tensors[name] * gradient).sum() for name, gradient in self.features.items()]
         for parameter, gradient in zip(shared, self.shared, strict=True):
             terms.append((parameter * (0.0 if gradient is None else gradient)).sum())
         return torch.stack(terms).sum()
@@ -54,7 +61,8 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     """Leave the gradient of the batch's loss in the parameters and return the loss.
 
     trainee: a `Trainee` or DDP around one. micro_batches: n > 1 embeds the batch n-fold twice (first without graph),
-    so that activations of only one n-th are alive: representation caching, Gao et al. 2021 (GradCache).
+    so that activations of only one n-th are alive: representation caching, Gao et al. 2021 (GradCache). What the
+    method observes needs no gradient and is computed once.
     Batch-norm statistics are then those of a micro-batch, and are updated once.
     """
     if micro_batches == 1:
@@ -66,28 +74,26 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     inner: Trainee = trainee.module if isinstance(trainee, DistributedDataParallel) else trainee  # type: ignore[assignment]
     parts = _split(inputs, micro_batches, len(pairs.rows))
     states = []
-    cached: list[Features] = []
+    cached: list[dict[str, Tensor]] = []
+    observed: list[dict[str, Tensor]] = []
     with torch.no_grad(), precision, _without_running_statistics(inner):
         for part in parts:
             states.append(_random_state(part.tokens.device))
-            cached.append(inner.method.embed(inner.model, part))
+            cached.append(_tensors(inner.method.embed(inner.model, part)))
+            observed.append(inner.observe(part))
 
-    names = [name for name, _ in _tensors(cached[0])]
-    columns = [[tensor for _, tensor in _tensors(features)] for features in cached]
-    whole = {
-        name: torch.cat(tensors).requires_grad_()
-        for name, tensors in zip(names, zip(*columns, strict=True), strict=True)
-    }
+    whole = _concatenated(cached)
+    leaves = {name: tensor.requires_grad_() for name, tensor in whole.items() if tensor.is_floating_point()}
     shared = inner.shared()
-    loss = inner.method.loss(_features(whole), inner.model.scale, inner.model.bias, pairs)
-    gradients = torch.autograd.grad(loss.total, [*whole.values(), *shared], allow_unused=True)
-    sizes = [[len(tensor) for tensor in column] for column in zip(*columns, strict=True)]
+    features = joined(_features(whole), _concatenated(observed))
+    loss = inner.method.loss(features, inner.model.scale, inner.model.bias, pairs)
+    gradients = torch.autograd.grad(loss.total, [*leaves.values(), *shared], allow_unused=True)
+    of_shared: list[Tensor | None] = list(gradients[len(leaves) :])
     by_name = {
-        name: torch.split(gradient, size)
-        for name, gradient, size in zip(names, gradients, sizes, strict=False)
+        name: torch.split(gradient, [len(tensors[name]) for tensors in cached])
+        for name, gradient in zip(leaves, gradients, strict=False)
         if gradient is not None
     }
-    of_shared: list[Tensor | None] = list(gradients[len(names) :])
 
     none_of_shared: list[Tensor | None] = [None] * len(shared)
     for i, part in enumerate(parts):
@@ -102,8 +108,19 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     return loss
 
 
-def _tensors(features: Features) -> list[tuple[str, Tensor]]:
-    return [("image", features.image), ("text", features.text), *features.extra.items()]
+def joined(features: Features, observed: dict[str, Tensor]) -> Features:
+    """The features, with what was observed among their `extra`. Raises ValueError if a name is taken."""
+    if taken := features.extra.keys() & observed.keys():
+        raise ValueError(f"observe and embed both return {', '.join(sorted(taken))}")
+    return Features(features.image, features.text, features.extra | observed)
+
+
+def _tensors(features: Features) -> dict[str, Tensor]:
+    return {"image": features.image, "text": features.text, **features.extra}
+
+
+def _concatenated(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _features(tensors: dict[str, Tensor]) -> Features:

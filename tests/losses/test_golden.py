@@ -1,0 +1,113 @@
+"""Figures worked in plain NumPy from the papers' formulas, independent of this project's code, one direction each."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from truepair.losses import (
+    CrossEntropy,
+    Dense,
+    Pooled,
+    Relation,
+    Sharpened,
+    Softened,
+    complement_rows,
+    pairwise_losses,
+    sigmoid_rows,
+    softmax_rows,
+)
+
+# Cosines of four images (rows) with four texts and two more of a queue: the student's, the momentum twin's.
+STUDENT = [
+    [0.60, 0.10, 0.30, -0.10, 0.05, 0.20],
+    [0.05, 0.70, 0.00, 0.15, 0.40, -0.20],
+    [0.45, 0.20, 0.20, 0.10, 0.00, 0.30],
+    [-0.05, 0.25, 0.10, 0.55, 0.15, 0.10],
+]
+TWIN = [
+    [0.55, 0.12, 0.33, -0.08, 0.02, 0.22],
+    [0.08, 0.66, 0.03, 0.11, 0.42, -0.15],
+    [0.50, 0.18, 0.15, 0.12, 0.03, 0.28],
+    [0.00, 0.22, 0.14, 0.60, 0.10, 0.05],
+]
+GUIDE = [[1, 0.2, 0.5, 0.1], [0.2, 1, 0.1, 0.3], [0.5, 0.1, 1, 0.2], [0.1, 0.3, 0.2, 1]]
+TAU, ALPHA, BETA = 0.07, 0.4, 0.3
+CLOSE = {"rtol": 1e-9, "atol": 0}
+
+
+def double(values: list[list[float]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture
+def student() -> dict[str, Tensor]:
+    """Queries, keys, queue and scale whose logits are the student's: the queries are the rows of cosines themselves."""
+    identity = torch.eye(6, dtype=torch.float64)
+    scale = torch.tensor(1 / TAU, dtype=torch.float64)
+    return {"queries": double(STUDENT), "keys": identity[:4], "queue": identity[4:], "scale": scale}
+
+
+def in_batch(student: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return student["queries"][:, :4], student["keys"][:, :4], student["scale"]
+
+
+def twin() -> Softened:
+    return Softened(Pooled(double(TWIN), torch.eye(6, dtype=torch.float64), 1 / TAU), ALPHA)
+
+
+def guide() -> Pooled:
+    return Pooled(double(GUIDE), torch.eye(4, dtype=torch.float64), 1 / TAU)
+
+
+def test_infonce(student: dict[str, Tensor]) -> None:
+    wanted = [0.01449412778447728, 0.0005249797139527619, 3.6324947583262337, 0.015448046661177228]
+    torch.testing.assert_close(softmax_rows(*in_batch(student)).tolist(), wanted, **CLOSE)
+
+
+def test_nevers_positive_learning_is_cross_entropy_with_the_twins_softened_target(student: dict[str, Tensor]) -> None:
+    wanted = [0.11550544425204311, 0.07061142732344391, 2.378749667336979, 0.034746296132885]
+    torch.testing.assert_close(softmax_rows(**student, target=twin()).tolist(), wanted, **CLOSE)
+
+
+def test_nevers_negative_learning_is_the_complement_with_the_sharpened_target(student: dict[str, Tensor]) -> None:
+    wanted = [0.018050791329618798, 0.014180921985493915, 1.484260421799782, 0.02016968358010615]
+    torch.testing.assert_close(complement_rows(**student, target=Sharpened(twin())).tolist(), wanted, **CLOSE)
+
+
+def test_nlips_harmonised_rows(student: dict[str, Tensor]) -> None:
+    doubt = torch.tensor([0.05, 0.1, 0.45, 0.02], dtype=torch.float64)[:, None]
+    own = torch.eye(4, dtype=torch.float64)
+    target = (1 - doubt) * own + doubt / 3 * (1 - own)
+    wanted = [0.37163698492733444, 0.9052868844758575, 3.311066186897662, 0.1440194752326058]
+    torch.testing.assert_close(softmax_rows(*in_batch(student), Dense(target)).tolist(), wanted, **CLOSE)
+
+
+def test_softclips_two_divergences(student: dict[str, Tensor]) -> None:
+    soft = CrossEntropy(Softened(guide(), BETA), divergence=True)
+    relation = CrossEntropy(Relation(guide()), others=True, divergence=True)
+    rows, _ = pairwise_losses(*in_batch(student), rows=[soft, relation])
+    means = [row.mean().item() for row in rows]
+    assert means == pytest.approx([0.9146026948591651, 0.028639650104390336], rel=1e-9)
+
+
+def test_fff_is_the_sigmoid_loss_with_bias_minus_the_offset(student: dict[str, Tensor]) -> None:
+    queries, keys, _ = in_batch(student)
+    positive = torch.eye(4, dtype=torch.float64)
+    positive[2, 0] = 1  # a false negative, found
+    scale, bias = (torch.tensor(value, dtype=torch.float64) for value in (1 / 0.1, -10.0))
+    assert sigmoid_rows(queries, keys, scale, bias, Dense(positive)).mean().item() == pytest.approx(
+        6.271184204521584, rel=1e-9
+    )
+
+
+def test_negative_learning_does_not_pull_a_pair_that_the_model_doubts(student: dict[str, Tensor]) -> None:
+    """∂NL/∂s_ii = -p_ii Σ_{j≠i} w_ij p_ij/(1-p_ij), where InfoNCE has -(1-p_ii) (METHODS.md §1)."""
+    queries = student["queries"].clone().requires_grad_()
+    complement = complement_rows(queries, student["keys"], student["scale"], Sharpened(twin()), queue=student["queue"])
+    (slope,) = torch.autograd.grad(complement.sum(), queries)
+    p = torch.softmax(student["queries"] / TAU, dim=1)
+    q = ALPHA * torch.softmax(double(TWIN) / TAU, dim=1) + (1 - ALPHA) * torch.eye(4, 6)
+    w = 1 - q**2 / (q**2).sum(dim=1, keepdim=True)
+    odds = (w * p / (1 - p)).masked_fill(torch.eye(4, 6, dtype=torch.bool), 0.0).sum(dim=1)
+    own = p[:, :4].diagonal()
+    torch.testing.assert_close(slope[:, :4].diagonal() * TAU, -own * odds, rtol=1e-6, atol=1e-12)

@@ -1,0 +1,224 @@
+"""Patch and word tokens are open_clip's own, as unit rows, without what is no patch and no word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from truepair.errors import UserError
+from truepair.models import DualEncoder, create, image_tokens, text_tokens
+from truepair.models.tokens import words
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+VISION = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
+TOWERS = {
+    "late-norm": VISION | {"final_ln_after_pool": True},
+    "average": VISION | {"pool_type": "avg"},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+    "timm-vit": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160},
+}
+TEXTS = ["a dog", "", "two small red squares above a large green ring", "0 !~ 0", "word " * 50]
+COUNTS = [2, 0, 9, 4, 22]  # words of them in a context of 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _towers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """open_clip knows every one of TOWERS as "tower-NAME"."""
+    folder = tmp_path_factory.mktemp("towers")
+    for name, vision in TOWERS.items():
+        config = {"embed_dim": 16, "custom_text": True, "vision_cfg": vision, "text_cfg": TEXT}
+        (folder / f"tower-{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+def fresh(name: str) -> DualEncoder:
+    torch.manual_seed(0)
+    return create(name).eval()
+
+
+def images(model: DualEncoder, count: int = 3) -> Tensor:
+    size = model.image_size
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def pixels(model: DualEncoder) -> Tensor:
+    return (images(model).float() - model.mean) / model.std
+
+
+def assert_unit_rows(rows: Tensor) -> None:
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:-1]))
+
+
+@pytest.mark.parametrize("name", ["kind-custom", "tower-late-norm", "tower-average"])
+@torch.no_grad()
+def test_patch_tokens_are_those_that_open_clip_outputs(name: str) -> None:
+    model = fresh(name)
+    found = image_tokens(model, images(model))
+    model.clip.visual.output_tokens = True
+    _, theirs = model.clip.visual(pixels(model))
+    assert found.shape == (3, 16, 16) and found.dtype == torch.float32
+    torch.testing.assert_close(found, normalize(theirs, dim=-1), **CLOSE)
+
+
+@torch.no_grad()
+def test_patch_tokens_of_a_tower_that_pools_by_attention_are_what_it_attends_to() -> None:
+    model = fresh("kind-coca")
+    seen: list[Tensor] = []
+    model.clip.visual.transformer.register_forward_hook(lambda module, given, out: seen.append(out))
+    model.encode_image(images(model))
+    torch.testing.assert_close(image_tokens(model, images(model)), normalize(seen[0][:, 1:], dim=-1), **CLOSE)
+
+
+def by_place(grid: Tensor) -> Tensor:
+    """(b, C, h, w) -> (b, h·w, C), cell by cell."""
+    return torch.stack([grid[:, :, y, x] for y in range(grid.shape[2]) for x in range(grid.shape[3])], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("tower-resnet", "layer4"), ("truepair-tiny", "trunk.layer4")], ids=["modified", "timm"]
+)
+@torch.no_grad()
+def test_the_tokens_of_a_convolutional_tower_are_the_cells_of_its_last_map(name: str, last: str) -> None:
+    model = fresh(name)
+    seen: list[Tensor] = []
+    model.clip.visual.get_submodule(last).register_forward_hook(lambda module, given, out: seen.append(out))
+    model.encode_image(images(model))
+    found = image_tokens(model, images(model))
+    assert found.shape[1] == seen[0].shape[2] * seen[0].shape[3]
+    torch.testing.assert_close(found, normalize(by_place(seen[0]), dim=-1), **CLOSE)
+    assert_unit_rows(found)
+
+
+@torch.no_grad()
+def test_a_timm_transformers_class_token_is_no_patch() -> None:
+    model = fresh("tower-timm-vit")
+    theirs = model.clip.visual.trunk.forward_features(pixels(model))
+    assert theirs.shape[1] == 101
+    torch.testing.assert_close(image_tokens(model, images(model)), normalize(theirs[:, 1:], dim=-1), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_map_with_its_channels_last_is_read_as_such() -> None:
+    model = fresh("truepair-tiny")
+    trunk = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 1)
+    ).eval()
+    model.clip.visual.trunk = trunk
+    theirs = trunk.forward_features(pixels(model))
+    assert theirs.shape == (3, 4, 4, 16)
+    wanted = normalize(by_place(theirs.permute(0, 3, 1, 2)), dim=-1)
+    torch.testing.assert_close(image_tokens(model, images(model)), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["custom", "eos", "sigmoid", "bidirectional", "last"])
+@torch.no_grad()
+def test_word_tokens_are_those_that_open_clip_outputs_of_padded_captions(kind: str) -> None:
+    model = fresh(f"kind-{kind}")
+    tokens = model.tokenize(TEXTS[:4])
+    found = text_tokens(model, tokens)
+    model.clip.text.output_tokens = True
+    _, theirs = model.clip.text(model.tokenizer(TEXTS[:4]))
+    assert found.shape == (*tokens.shape, 16) and found.dtype == torch.float32
+    mask = found.any(dim=-1)
+    assert mask.sum(dim=1).tolist() == COUNTS[:4]
+    torch.testing.assert_close(found[mask], normalize(theirs[:, : tokens.shape[1]], dim=-1)[mask], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["cls", "coca"])
+@torch.no_grad()
+def test_the_class_token_at_the_end_of_a_caption_is_no_word(kind: str) -> None:
+    model = fresh(f"kind-{kind}")
+    seen: list[Tensor] = []
+    model.clip.text.transformer.register_forward_hook(lambda module, given, out: seen.append(out))
+    tokens = model.tokenize(TEXTS)
+    model.encode_text(tokens)
+    found = text_tokens(model, tokens)
+    mask = found.any(dim=-1)
+    assert found.shape == (5, 24, 16) and mask.sum(dim=1).tolist() == COUNTS
+    wanted = normalize(model.clip.text.ln_final(seen[0][:, :-1]), dim=-1)
+    torch.testing.assert_close(found[mask], wanted[mask], **CLOSE)
+
+
+def test_words_are_what_stands_between_start_and_end_also_where_it_is_the_padding_id() -> None:
+    model = fresh("kind-custom")
+    tokens = model.tokenize(TEXTS)
+    found = words(model, tokens)
+    assert found.sum(dim=1).tolist() == COUNTS
+    read = [model.tokenizer.decode(row[mask].tolist()).strip() for row, mask in zip(tokens, found, strict=True)]
+    assert read[:4] == TEXTS[:4]
+    assert 0 in tokens[3][found[3]].tolist()  # "!" is token 0, and so is the padding
+
+
+@torch.no_grad()
+def test_a_caption_has_the_same_word_tokens_at_every_length_that_holds_it() -> None:
+    model = fresh("kind-custom")
+    tokens = model.tokenizer(["a dog"])
+    torch.testing.assert_close(text_tokens(model, tokens[:, :8]), text_tokens(model, tokens)[:, :8], **CLOSE)
+
+
+@torch.no_grad()
+def test_word_tokens_of_a_transformers_model_are_its_last_hidden_state(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    transformers.BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    ).save_pretrained(tmp_path)
+    model = fresh("kind-custom")
+    model.tokenizer = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=6)
+    model.clip.text = open_clip.hf_model.HFTextEncoder(
+        str(tmp_path), 16, pooler_type="mean_pooler", proj_type="linear", pretrained=False, output_tokens=True
+    ).eval()
+    model.pad_id = None
+    tokens = model.tokenize(["a dog", "cat", ""])
+    _, theirs = model.clip.text(tokens)
+    found = text_tokens(model, tokens)
+    mask = found.any(dim=-1)
+    assert mask.tolist() == [[False, True, True, *[False] * 3], [False, True, *[False] * 4], [False] * 6]
+    torch.testing.assert_close(found[mask], normalize(theirs, dim=-1)[mask], **CLOSE)
+
+
+def test_tokens_pass_their_gradient_on() -> None:
+    model = fresh("kind-custom")
+    (image_tokens(model, images(model))[0, 0, 0] + text_tokens(model, model.tokenize(["a dog"]))[0, 1, 0]).backward()
+    assert model.clip.visual.conv1.weight.grad.any() and model.clip.text.token_embedding.weight.grad.any()
+
+
+@torch.no_grad()
+def test_tokens_are_float32_also_under_autocast() -> None:
+    model = fresh("kind-custom")
+    with torch.autocast("cpu", torch.bfloat16):
+        patches, spoken = image_tokens(model, images(model)), text_tokens(model, model.tokenize(["a dog"]))
+    assert patches.dtype == spoken.dtype == torch.float32
+    assert_unit_rows(patches)
+
+
+class Opaque(nn.Module):
+    """A tower that gives one vector only."""
+
+    num_features = 7
+
+    def forward_features(self, x: Any) -> Tensor:
+        return x.flatten(1)
+
+
+def test_towers_without_tokens_are_refused_by_name() -> None:
+    model = fresh("truepair-tiny")
+    given, tokens = images(model), model.tokenize(["a dog"])
+    model.clip.visual.trunk = Opaque()
+    with pytest.raises(UserError, match=r"image tower of model 'truepair-tiny' \(Opaque\) gives no patch tokens"):
+        image_tokens(model, given)
+    model.clip.visual = Opaque()
+    with pytest.raises(UserError, match="gives no patch tokens"):
+        image_tokens(model, given)
+    model.clip.text = Opaque()
+    with pytest.raises(UserError, match=r"text tower of model 'truepair-tiny' \(Opaque\) gives no word tokens"):
+        text_tokens(model, tokens)

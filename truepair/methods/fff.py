@@ -1,0 +1,158 @@
+"""FFF: false negatives become positives, several captions an image (Bulat et al., CVPR 2024, arXiv 2405.10286)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from truepair.errors import UserError
+from truepair.losses import Pooled, all_gather, row_tiles, sigmoid_rows, weighted_mean
+from truepair.losses.assignment import Assignment, Ignored, Mined, mine
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
+from truepair.models.dual import DualEncoder
+from truepair.models.twin import Twin
+
+SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (ours)
+KEEP = 0.9  # of its former value that a running quantile keeps (ours)
+SUSPICIOUS = 0.05  # share of new positives that is no mining any more (METHODS.md §3)
+NUMBERS = ("p_it", "p_it_low", "p_ii", "p_tt", "p_own")
+
+
+@dataclass(frozen=True)
+class FffOptions:
+    """Options of FFF; the provenance of each default stands beside it (docs/fff.md)."""
+
+    thresholds: Literal["quantile", "absolute"] = "quantile"  # what the five numbers p are; ours
+    p_it: float = 0.9995  # p1, image-text similarity that makes a positive; ours
+    p_it_low: float = 0.99  # p1', the one that needs p_ii beside it; ours
+    p_ii: float = 0.9995  # p2, image-image similarity; ours
+    p_tt: float = 0.9995  # p3, text-text similarity; ours
+    p_own: float = 0.0  # own captions less similar than this are ignored; 0 (-1 if absolute): none are; ours
+    cap: int = 5  # new positives a row, the most similar; ours
+    warmup_epochs: float = 3.0  # epochs without new positives; ours
+    similarity: Literal["twin", "student", "columns"] = "twin"  # whose features are compared; ours
+    image_features: str = ""  # for "columns": the table's feature column of images (truepair embed)
+    text_features: str = ""  # for "columns": of texts, by the same dual encoder
+    momentum: float = 0.995  # of the twin; NEVER's and ALBEF's code
+    image_truth: str = ""  # numeric column of what an image shows (negative: unknown); only to count with
+    caption_truth: str = ""  # of what its captions say; after truepair corrupt that is IMAGE_TRUTH@caption_from
+
+    def __post_init__(self) -> None:
+        low = 0 if self.thresholds == "quantile" else -1
+        for name in NUMBERS:
+            if not low <= getattr(self, name) <= 1:
+                raise UserError(f"fff's {name} {getattr(self, name)} is no {self.thresholds} threshold ({low} to 1)")
+        if self.cap < 1 or self.warmup_epochs < 0:
+            raise UserError(f"fff's cap {self.cap} must be 1 or more, warmup_epochs {self.warmup_epochs} 0 or more")
+        if {bool(self.image_features), bool(self.text_features)} != {self.similarity == "columns"}:
+            raise UserError("fff needs image_features and text_features for similarity columns, and for no other")
+        if bool(self.image_truth) != bool(self.caption_truth):
+            raise UserError("fff counts with image_truth and caption_truth together; give both or neither")
+
+
+class Fff(Method):
+    """L = 1/N Σ_ij softplus(M_ij·(-S_ij/τ + b)), M = +1 for own and found captions, -1 for all others (§3).
+
+    b is learnt (minus the model's logit bias). M is made of similarities without gradient.
+    """
+
+    Options = FffOptions
+    running: Tensor  # (5,) the similarities that the quantiles stand for
+
+    def __init__(self, options: FffOptions) -> None:
+        super().__init__(options)
+        columns = (options.image_features, options.text_features, options.image_truth, options.caption_truth)
+        self.needs = Needs(
+            columns=tuple(dict.fromkeys(name for name in columns if name)),
+            init_scale=2.302585,  # ln 10: τ = 0.1 (§3)
+            init_bias="negatives",
+        )
+        self.register_buffer("running", torch.full((len(NUMBERS),), torch.nan))
+
+    def bind(self, model: DualEncoder) -> None:
+        if self.options.similarity == "twin":
+            self.twin = Twin(model, self.options.momentum)
+
+    def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
+        if self.options.similarity != "twin":
+            return {}
+        return {"x": self.twin.encode_image(inputs.images[0]), "t": self.twin.encode_text(inputs.tokens)}
+
+    def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
+        options, n = self.options, len(features.image)
+        captions = len(features.text) // n
+        x, t = self._compared(features, pairs)  # (n, d), (n·K, d) or (n, d)
+        x, t = all_gather(x), all_gather(t)
+        mean_t = t.view(len(x), -1, t.shape[1]).mean(dim=1)  # products of means are S_tt's means over K x K blocks
+        s_it, s_ii, s_tt = Pooled(x, t), Pooled(x, x), Pooled(mean_t, mean_t)
+        exact = torch.promote_types(features.image.dtype, torch.float32)
+        *p, p_own = self._thresholds(x, t, mean_t).to(exact)
+
+        target = Assignment(s_it, s_ii, s_tt, torch.stack(p), all_gather(pairs.captions).view(len(x), -1))
+        truth = None
+        if options.image_truth:
+            names = (options.image_truth, options.caption_truth)
+            truth = all_gather(pairs.columns[names[0]]), all_gather(pairs.columns[names[1]])
+        mining, mined = mine(target, row_tiles(n, 1, captions, x.device, exact), n, options.cap, truth)
+        warm = pairs.epoch >= options.warmup_epochs
+        target = mining if warm else target
+        ignored = Ignored(s_it, p_own) if warm and options.p_own > self._none else None
+        rows = sigmoid_rows(features.image, features.text, scale, bias, target, weight=ignored)  # (n,)
+        return Loss(weighted_mean(rows), rows.detach(), _counts(mined, captions * (len(x) - 1)))
+
+    def complaint(self, figures: dict[str, float]) -> str | None:
+        share = figures.get("new_share", 0.0)
+        if share <= SUSPICIOUS:
+            return None
+        return (
+            f"{share:.0%} of all other pairs have become positives; near that, everything soon looks like everything. "
+            "Raise --options.p-it, p-ii and p-tt, lower --options.cap, or begin later (--options.warmup-epochs)"
+        )
+
+    def chance_loss(self, batch_size: int, captions: int) -> float | None:
+        return None
+
+    def after_step(self, model: DualEncoder) -> None:
+        if self.options.similarity == "twin":
+            self.twin.follow(model)
+
+    @property
+    def _none(self) -> float:
+        """The value of `p_own` that ignores no pair."""
+        return 0.0 if self.options.thresholds == "quantile" else -1.0
+
+    def _compared(self, features: Features, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        match self.options.similarity:
+            case "twin":
+                return features.extra["x"], features.extra["t"]
+            case "student":
+                return features.image.detach(), features.text.detach()
+            case _:
+                columns: Any = pairs.columns
+                return columns[self.options.image_features].float(), columns[self.options.text_features].float()
+
+    @torch.no_grad()
+    def _thresholds(self, x: Tensor, t: Tensor, mean_t: Tensor) -> Tensor:
+        """(5,) similarities: given, or the running quantiles of those between different pairs of the global batch."""
+        wanted = torch.tensor([getattr(self.options, name) for name in NUMBERS], device=x.device)
+        if self.options.thresholds == "absolute" or len(x) < 2:
+            return wanted
+        drawn = torch.Generator().manual_seed(0)  # the same places of every batch, on every rank
+        i = torch.randint(len(x), (SAMPLE,), generator=drawn).to(x.device)
+        j = (i + torch.randint(1, len(x), (SAMPLE,), generator=drawn).to(x.device)) % len(x)
+        k = len(t) // len(x)
+        caption = j * k + torch.randint(k, (SAMPLE,), generator=drawn).to(x.device)
+        it, ii, tt = (torch.linalg.vecdot(a, b) for a, b in ((x[i], t[caption]), (x[i], x[j]), (mean_t[i], mean_t[j])))
+        now = torch.stack([sample.float().quantile(q) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)])
+        self.running.copy_(torch.where(self.running.isnan(), now, KEEP * self.running + (1 - KEEP) * now))
+        return self.running
+
+
+def _counts(mined: Mined, others: int) -> dict[str, Tensor]:
+    """Means over this rank's rows; before the warm-up is over, of what would be taken."""
+    counts = {"new_positives": mined.new.mean(), "new_share": mined.new.mean() / max(others, 1)}
+    counts["same_text"] = mined.same_text.mean()
+    if mined.true is not None and mined.missing is not None:
+        counts |= {"new_true": mined.true.mean(), "false_negatives": mined.missing.mean()}
+    return counts
