@@ -1,5 +1,6 @@
 """The pairwise primitive equals open_clip's losses, the plain matrices of reference.py and figures worked in NumPy."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from truepair.losses import (
     Softened,
     Tile,
     Tokens,
+    compile_tiles,
     complement_rows,
     pairwise_losses,
     reference,
@@ -294,7 +296,7 @@ def whole(similarity: Pooled | Tokens, rows: int, columns: int, captions: int) -
     for r in spans(0, rows, 4):
         for c in spans(0, columns, 5):
             sides = Side(r, 1, rows), Side(c, captions, rows)
-            out[r, c] = similarity.tile(Tile(*sides, r, torch.device("cpu"), torch.float64))
+            out[r, c] = similarity.tile(Tile.of(*sides, r, torch.device("cpu"), torch.float64))
     return out
 
 
@@ -398,6 +400,32 @@ def test_nothing_of_the_size_of_the_matrix_is_kept_for_backward() -> None:
         i2t, t2i = softmax_pairs(image, text, torch.tensor(14.3), Softened(guide, 0.3), Softened(guide, 0.3))
         weighted_mean(i2t + t2i)
     assert sum(saved.values()) < 16 * batch * width * 4 < batch * batch  # bytes; the matrix has 4 · batch²
+
+
+@pytest.mark.parametrize("name", ["softmax, softened", "complement, sharpened"])
+def test_compiled_tiles_change_nothing_but_rounding(name: str) -> None:
+    """The whole of what is done to a tile is one graph: dynamo is told to fail where it would break it."""
+    random = torch.Generator().manual_seed(0)
+    image, text = (
+        normalize(torch.randn(23, 8, generator=random, dtype=torch.float64), dim=1).requires_grad_() for _ in range(2)
+    )
+    of_rows, of_columns = case(23, 23, 0, 1, 14.3), case(23, 23, 0, 2, 14.3)
+
+    def losses() -> Tensor:
+        scale, objective = number(14.3), FORMULAS[name][0]
+        (rows,), (columns,) = pairwise_losses(
+            image, text, scale, rows=[objective(of_rows)], columns=[objective(of_columns)]
+        )
+        return torch.cat([rows, columns])
+
+    module = importlib.import_module("truepair.losses.pairwise")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TILE, "cpu", (10, 7))
+        plain = losses()
+        patch.setattr(module, "show", module.show)
+        patch.setattr(module, "slope_of", module.slope_of)
+        compile_tiles(backend="aot_eager", fullgraph=True)
+        same_with_gradients(losses(), plain, [image, text])
 
 
 # -- refusals and means ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 
 def tile(rows: slice, columns: slice, pairs: int, captions: int = 1, dtype: torch.dtype = torch.float32) -> Tile:
     """Of a batch of `pairs` images, each with `captions` columns."""
-    return Tile(Side(rows, 1, pairs), Side(columns, captions, pairs), rows, torch.device("cpu"), dtype)
+    return Tile.of(Side(rows, 1, pairs), Side(columns, captions, pairs), rows, torch.device("cpu"), dtype)
 
 
 @given(rows=LABELS, columns=LABELS, data=st.data())

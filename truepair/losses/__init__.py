@@ -10,6 +10,7 @@ from truepair.losses.objectives import Complement as Complement
 from truepair.losses.objectives import CrossEntropy as CrossEntropy
 from truepair.losses.objectives import Objective as Objective
 from truepair.losses.objectives import ReverseDivergence as ReverseDivergence
+from truepair.losses.pairwise import compile_tiles as compile_tiles
 from truepair.losses.pairwise import complement_rows as complement_rows
 from truepair.losses.pairwise import pairwise_losses as pairwise_losses
 from truepair.losses.pairwise import row_tiles as row_tiles

@@ -6,7 +6,7 @@ put together over ranks. Nothing of size B×B is kept: backward walks again, wit
 A method takes the losses of the rows and columns that are its rank's and averages them with `weighted_mean`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,7 @@ def _blocks(left: Tensor, right: Tensor, plan: Plan, exact: torch.dtype) -> Iter
             row = Side(slice(first[0] + r.start, first[0] + r.stop), plan.left_captions, pairs)
             for c in spans(0, len(rights), size[1]):
                 column = Side(slice(first[1] + c.start, first[1] + c.stop), plan.right_captions, pairs)
-                tile = Tile(row, column, r, left.device, exact)
+                tile = Tile.of(row, column, r, left.device, exact)
                 of_left, of_right = (None if queues[0] else r), (None if queues[1] else c)
                 seen = bool(plan.rows) and not queues[0], bool(plan.columns) and not queues[1]
                 yield Block(tile, one, rights[c].to(products), of_left, of_right, seen)
@@ -223,6 +223,19 @@ def _slope(seeing: Sequence[tuple[Objective, bool, Kept, Tensor]], logits: Tenso
     return slope
 
 
+show: Callable[..., Any] = _show
+slope_of: Callable[..., Any] = _slope
+
+
+def compile_tiles(**how: Any) -> None:
+    """From now on torch.compile what is done to a tile between its products: a few fused kernels in place of many.
+
+    For GPUs; the first steps wait for the compiler. how: arguments of torch.compile. Results change by rounding only.
+    """
+    global show, slope_of
+    show, slope_of = (torch.compile(function, dynamic=True, **how) for function in (_show, _slope))
+
+
 def row_tiles(
     count: int, left_captions: int, right_captions: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Iterator[Tile]:
@@ -232,7 +245,7 @@ def row_tiles(
     for r in spans(0, count, size[0]):
         row = Side(slice(start + r.start, start + r.stop), left_captions, pairs)
         for c in spans(0, pairs * right_captions, size[1]):
-            yield Tile(row, Side(c, right_captions, pairs), r, device, dtype)
+            yield Tile.of(row, Side(c, right_captions, pairs), r, device, dtype)
 
 
 class _Pairwise(torch.autograd.Function):
@@ -253,7 +266,7 @@ class _Pairwise(torch.autograd.Function):
                     break
                 for block in _blocks(left, right, plan, exact):
                     seeing = [entry for entry in waiting if block.seen_by(entry[2])]
-                    _show(seeing, block.logits(*numbers), block.tile, walk)
+                    show(seeing, block.logits(*numbers), block.tile, walk)
                 for objective, state, turned in waiting:
                     if turned:
                         _combine(state, walk)
@@ -293,7 +306,7 @@ class _Pairwise(torch.autograd.Function):
                 seeing = [entry for entry in used if block.seen_by(entry[1])]
                 if not seeing:
                     continue
-                slope = _slope(seeing, block.logits(*numbers), block.tile)
+                slope = slope_of(seeing, block.logits(*numbers), block.tile)
                 steep = slope.to(block.left.dtype)  # half precision multiplies in half precision, and adds in float32
                 pull = product(steep, block.right, exact)  # (R, D), without the scale
                 to_scale += torch.linalg.vecdot(pull, block.left.to(exact)).sum()

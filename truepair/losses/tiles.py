@@ -46,7 +46,13 @@ class Tile:
     column: Side
     at: slice  # the rows' place among the rows of this process
     device: torch.device
-    dtype: torch.dtype = torch.float32  # of the logits; what is made for a tile is made in it
+    dtype: torch.dtype  # of the logits; what is made for a tile is made in it
+    crosses: bool  # whether a row meets a column of its own pair in here
+
+    @staticmethod
+    def of(row: Side, column: Side, at: slice, device: torch.device, dtype: torch.dtype = torch.float32) -> "Tile":
+        """The tile in which these sides meet."""
+        return Tile(row, column, at, device, dtype, row.first <= column.last and column.first <= row.last)
 
     @property
     def rows(self) -> slice:
@@ -67,11 +73,6 @@ class Tile:
     def column_pairs(self) -> Tensor:
         """(C,) the pair of each column, `QUEUE` for those of a queue."""
         return self.column.owners(self.device)
-
-    @property
-    def crosses(self) -> bool:
-        """Whether a row meets a column of its own pair in here (known without looking at the device)."""
-        return self.row.first <= self.column.last and self.column.first <= self.row.last
 
     @property
     def own(self) -> Tensor:

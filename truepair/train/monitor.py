@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class Monitor:
         cut(self.skipped_file, job.start)
         self.figures: dict[str, Any] = {}  # of the last evaluation
         self._pending: list[Step] = []
-        self._losses: list[float] = []  # of this epoch
+        self._epoch: dict[str, list[float]] = defaultdict(list)  # the loss and the method's own figures, of its steps
         self._complained = False  # the method, of what it sees
 
     def __enter__(self) -> "Monitor":
@@ -103,7 +103,8 @@ class Monitor:
         self.samples += samples
         for step, row in zip(self._pending, figures, strict=True):
             found = dict(zip(names, row, strict=True))
-            self._losses.append(found["loss"])
+            for name in found.keys() - {"scale", "grad_norm"}:
+                self._epoch[name].append(found[name])
             share = step.repeated / step.captions
             epoch = step.step / self.job.order.steps
             speed = {"samples_per_s": round(rate, 1), "data_wait": round(wait, 4)}
@@ -133,9 +134,13 @@ class Monitor:
         """Refit the noise model, from its warm-up on, and tell what could not be read."""
         epoch = step // self.job.order.steps
         noise = self._noise(step, epoch) if epoch >= self.job.config.noise.warmup_epochs else ""
-        loss = np.mean(self._losses)
-        self._losses.clear()
-        self.log.say(f"epoch {epoch}/{self.job.config.epochs}: loss {loss:.3f} · {self.rate:,.0f} samples/s{noise}")
+        means = {name: float(np.mean(values)) for name, values in sorted(self._epoch.items())}
+        self._epoch.clear()
+        loss = means.pop("loss", math.nan)
+        own = "".join(f" · {name} {value:.3g}" for name, value in means.items())
+        self.log.say(
+            f"epoch {epoch}/{self.job.config.epochs}: loss {loss:.3f} · {self.rate:,.0f} samples/s{noise}{own}"
+        )
         if self.skipped:
             named = ", ".join(f"{reason} ({count})" for reason, count in self.skipped.most_common())
             self.log.say(f"images replaced by others so far, see {self.skipped_file.name}: {named}", style="yellow")

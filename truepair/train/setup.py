@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from truepair.config import RunConfig, filled, to_toml
 from truepair.errors import UserError
 from truepair.evaluate import ImageClasses
+from truepair.losses import compile_tiles
 from truepair.losses.distributed import rank, world_size
 from truepair.methods import Method, method_class
 from truepair.models.dual import DEFAULT, DualEncoder, create
@@ -95,6 +96,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     method.bind(model)
     trainee = Trainee(model, method).to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
+        if device.type == "cuda":
+            compile_tiles()
         for towers in trainee.modules():
             if isinstance(towers, DualEncoder):  # the model's, and a twin's
                 towers.compile_towers()
