@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from truepair.errors import UserError
-from truepair.losses import Pooled, all_gather, row_tiles, sigmoid_rows, weighted_mean
+from truepair.losses import BinaryCrossEntropy, Pooled, all_gather, pairwise_losses, row_tiles, weighted_mean
 from truepair.losses.assignment import Assignment, Ignored, Mined, mine
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
 from truepair.models.dual import DualEncoder
@@ -54,7 +54,8 @@ class FffOptions:
 class Fff(Method):
     """L = 1/N Σ_ij softplus(M_ij·(-S_ij/τ + b)), M = +1 for own and found captions, -1 for all others (§3).
 
-    b is learnt (minus the model's logit bias). M is made of similarities without gradient.
+    b is learnt (minus the model's logit bias). M is made of similarities without gradient. The noise model is given the
+    loss of each pair with own captions alone, SigLIP's, which nothing found can lower.
     """
 
     Options = FffOptions
@@ -98,8 +99,9 @@ class Fff(Method):
         warm = pairs.epoch >= options.warmup_epochs
         target = mining if warm else target
         ignored = Ignored(s_it, p_own) if warm and options.p_own > self._none else None
-        rows = sigmoid_rows(features.image, features.text, scale, bias, target, weight=ignored)  # (n,)
-        return Loss(weighted_mean(rows), rows.detach(), _counts(mined, captions * (len(x) - 1)))
+        objectives = [BinaryCrossEntropy(target, ignored), BinaryCrossEntropy()]  # the second is SigLIP's
+        (rows, plain), _ = pairwise_losses(features.image, features.text, scale, bias, rows=objectives)  # (n,) each
+        return Loss(weighted_mean(rows), plain.detach(), _counts(mined, captions * (len(x) - 1)))
 
     def complaint(self, figures: dict[str, float]) -> str | None:
         share = figures.get("new_share", 0.0)
