@@ -86,6 +86,15 @@ def test_a_row_takes_at_most_cap_new_positives_and_the_most_similar_ones() -> No
     assert found.logs["new_positives"].item() == pytest.approx(8 / 5)
 
 
+def test_a_collapsed_model_is_capped_too_and_seen_for_what_it_is() -> None:
+    same = unit(1, 1).expand(32, 4)
+    found, features = loss(FffOptions(**ABSOLUTE | {"p_it": 0.5}, cap=5), same, same)
+    torch.testing.assert_close(found.total, plain(features, torch.eye(32, dtype=torch.bool)))  # equals: none of them
+    counted = {name: value.item() for name, value in found.logs.items()}
+    assert counted["found_share"] == 1.0 and counted["new_positives"] == 0.0
+    assert Fff(FffOptions()).complaint(counted) is not None
+
+
 def test_own_captions_that_similarity_calls_wrong_neither_attract_nor_repel() -> None:
     x = unit(5, 3)
     t = x.clone()
@@ -133,9 +142,9 @@ def test_what_is_found_is_counted_by_the_truth_and_never_chosen_by_it() -> None:
 
 def test_a_flood_of_positives_is_complained_of() -> None:
     method = Fff(FffOptions())
-    sentence = method.complaint({"new_share": 0.2, "loss": 1.0})
+    sentence = method.complaint({"found_share": 0.2, "loss": 1.0})
     assert sentence is not None and "20%" in sentence and "--options.p-it" in sentence
-    assert method.complaint({"new_share": 0.04}) is None and method.complaint({}) is None
+    assert method.complaint({"found_share": 0.04}) is None and method.complaint({}) is None
 
 
 def test_features_are_the_twins_the_students_or_columns() -> None:

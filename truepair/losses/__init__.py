@@ -17,6 +17,7 @@ from truepair.losses.pairwise import row_tiles as row_tiles
 from truepair.losses.pairwise import sigmoid_rows as sigmoid_rows
 from truepair.losses.pairwise import softmax_pairs as softmax_pairs
 from truepair.losses.pairwise import softmax_rows as softmax_rows
+from truepair.losses.similarity import Once as Once
 from truepair.losses.similarity import Pooled as Pooled
 from truepair.losses.similarity import Similarity as Similarity
 from truepair.losses.similarity import Tokens as Tokens

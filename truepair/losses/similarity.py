@@ -80,6 +80,19 @@ class Tokens:
         return _spread(self.scale * best, row_index, column_index)
 
 
+class Once:
+    """A similarity that remembers its last tile, for several targets that look at the same one in turn."""
+
+    def __init__(self, similarity: Similarity) -> None:
+        self.similarity = similarity
+        self._seen: tuple[Tile, Tensor] | None = None
+
+    def tile(self, tile: Tile) -> Tensor:
+        if self._seen is None or self._seen[0] != tile:
+            self._seen = tile, self.similarity.tile(tile)
+        return self._seen[1]
+
+
 def _best_matches(rows: Tensor, columns: Tensor) -> Tensor:
     """(r, P, d), (c, L, d) -> (r, c): mean over the row's real tokens of the best cosine with a real token."""
     real_row, real_column = rows.any(dim=-1), columns.any(dim=-1)  # (r, P), (c, L)

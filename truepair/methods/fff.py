@@ -15,7 +15,7 @@ from truepair.models.twin import Twin
 
 SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (ours)
 KEEP = 0.9  # of its former value that a running quantile keeps (ours)
-SUSPICIOUS = 0.05  # share of new positives that is no mining any more (METHODS.md §3)
+SUSPICIOUS = 0.05  # share of all other pairs, found similar enough, that is no mining any more (METHODS.md §3)
 NUMBERS = ("p_it", "p_it_low", "p_ii", "p_tt", "p_own")
 
 
@@ -28,7 +28,7 @@ class FffOptions:
     p_it_low: float = 0.99  # p1', the one that needs p_ii beside it; ours
     p_ii: float = 0.9995  # p2, image-image similarity; ours
     p_tt: float = 0.9995  # p3, text-text similarity; ours
-    p_own: float = 0.0  # own captions less similar than this are ignored; 0 (-1 if absolute): none are; ours
+    p_own: float = -1.0  # own captions with a similarity below this are ignored; -1: none are; ours
     cap: int = 5  # new positives a row, the most similar; ours
     warmup_epochs: float = 3.0  # epochs without new positives; ours
     similarity: Literal["twin", "student", "columns"] = "twin"  # whose features are compared; ours
@@ -41,7 +41,7 @@ class FffOptions:
     def __post_init__(self) -> None:
         low = 0 if self.thresholds == "quantile" else -1
         for name in NUMBERS:
-            if not low <= getattr(self, name) <= 1:
+            if not (low <= getattr(self, name) <= 1 or (name == "p_own" and self.p_own == -1)):
                 raise UserError(f"fff's {name} {getattr(self, name)} is no {self.thresholds} threshold ({low} to 1)")
         if self.cap < 1 or self.warmup_epochs < 0:
             raise UserError(f"fff's cap {self.cap} must be 1 or more, warmup_epochs {self.warmup_epochs} 0 or more")
@@ -98,18 +98,18 @@ class Fff(Method):
         mining, mined = mine(target, row_tiles(n, 1, captions, x.device, exact), n, options.cap, truth)
         warm = pairs.epoch >= options.warmup_epochs
         target = mining if warm else target
-        ignored = Ignored(s_it, p_own) if warm and options.p_own > self._none else None
+        ignored = Ignored(s_it, p_own) if warm and options.p_own > -1 else None
         objectives = [BinaryCrossEntropy(target, ignored), BinaryCrossEntropy()]  # the second is SigLIP's
         (rows, plain), _ = pairwise_losses(features.image, features.text, scale, bias, rows=objectives)  # (n,) each
         return Loss(weighted_mean(rows), plain.detach(), _counts(mined, captions * (len(x) - 1)))
 
     def complaint(self, figures: dict[str, float]) -> str | None:
-        share = figures.get("new_share", 0.0)
+        share = figures.get("found_share", 0.0)
         if share <= SUSPICIOUS:
             return None
         return (
-            f"{share:.0%} of all other pairs have become positives; near that, everything soon looks like everything. "
-            "Raise --options.p-it, p-ii and p-tt, lower --options.cap, or begin later (--options.warmup-epochs)"
+            f"{share:.0%} of all other pairs are similar enough to be positives; from there everything soon looks like "
+            "everything. Raise --options.p-it, p-ii and p-tt, or begin later (--options.warmup-epochs)"
         )
 
     def chance_loss(self, batch_size: int, captions: int) -> float | None:
@@ -118,11 +118,6 @@ class Fff(Method):
     def after_step(self, model: DualEncoder) -> None:
         if self.options.similarity == "twin":
             self.twin.follow(model)
-
-    @property
-    def _none(self) -> float:
-        """The value of `p_own` that ignores no pair."""
-        return 0.0 if self.options.thresholds == "quantile" else -1.0
 
     def _compared(self, features: Features, pairs: Pairs) -> tuple[Tensor, Tensor]:
         match self.options.similarity:
@@ -146,14 +141,16 @@ class Fff(Method):
         k = len(t) // len(x)
         caption = j * k + torch.randint(k, (SAMPLE,), generator=drawn).to(x.device)
         it, ii, tt = (torch.linalg.vecdot(a, b) for a, b in ((x[i], t[caption]), (x[i], x[j]), (mean_t[i], mean_t[j])))
-        now = torch.stack([sample.float().quantile(q) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)])
+        now = torch.stack(
+            [sample.float().quantile(q.clamp_min(0)) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)]
+        )
         self.running.copy_(torch.where(self.running.isnan(), now, KEEP * self.running + (1 - KEEP) * now))
         return self.running
 
 
 def _counts(mined: Mined, others: int) -> dict[str, Tensor]:
     """Means over this rank's rows; before the warm-up is over, of what would be taken."""
-    counts = {"new_positives": mined.new.mean(), "new_share": mined.new.mean() / max(others, 1)}
+    counts = {"new_positives": mined.new.mean(), "found_share": mined.found.mean() / max(others, 1)}
     counts["same_text"] = mined.same_text.mean()
     if mined.true is not None and mined.missing is not None:
         counts |= {"new_true": mined.true.mean(), "false_negatives": mined.missing.mean()}

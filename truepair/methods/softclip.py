@@ -11,6 +11,7 @@ from truepair.errors import UserError
 from truepair.losses import (
     CrossEntropy,
     Objective,
+    Once,
     Pooled,
     Relation,
     ReverseDivergence,
@@ -97,6 +98,7 @@ class Softclip(Method):
         t = features.extra["t"] if "t" in features.extra else pairs.columns[options.text_features]
 
         def objectives(guide: Similarity) -> list[Objective]:
+            guide = Once(guide)
             soft, relation = Softened(guide, ramp * options.beta), Relation(guide)  # Q, Q*
             found: list[Objective] = [CrossEntropy(), CrossEntropy(soft), CrossEntropy(relation, others=True)]
             if options.symmetric:
