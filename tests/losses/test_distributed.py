@@ -35,7 +35,7 @@ from truepair.losses import (
     weighted_mean,
 )
 from truepair.losses.distributed import rank, total, world_size
-from truepair.losses.pairwise import TILE
+from truepair.losses.walk import TILE
 from truepair.methods import METHODS
 from truepair.methods.base import Features, Pairs
 

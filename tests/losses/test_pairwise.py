@@ -36,8 +36,8 @@ from truepair.losses import (
     softmax_rows,
     weighted_mean,
 )
-from truepair.losses.pairwise import TILE
 from truepair.losses.tiles import Side, spans
+from truepair.losses.walk import TILE
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-12}
 Unit = Callable[..., Tensor]
@@ -418,7 +418,7 @@ def test_compiled_tiles_change_nothing_but_rounding(name: str) -> None:
         )
         return torch.cat([rows, columns])
 
-    module = importlib.import_module("truepair.losses.pairwise")
+    module = importlib.import_module("truepair.losses.walk")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TILE, "cpu", (10, 7))
         plain = losses()

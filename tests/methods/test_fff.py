@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from truepair.errors import UserError
 from truepair.losses import Pooled, reference, row_tiles
 from truepair.losses.assignment import Assignment, mine
-from truepair.losses.pairwise import TILE
+from truepair.losses.walk import TILE
 from truepair.methods.base import Features, Inputs, Loss, Pairs
 from truepair.methods.fff import Fff, FffOptions
 from truepair.models import create

@@ -10,10 +10,8 @@ from truepair.losses.objectives import Complement as Complement
 from truepair.losses.objectives import CrossEntropy as CrossEntropy
 from truepair.losses.objectives import Objective as Objective
 from truepair.losses.objectives import ReverseDivergence as ReverseDivergence
-from truepair.losses.pairwise import compile_tiles as compile_tiles
 from truepair.losses.pairwise import complement_rows as complement_rows
 from truepair.losses.pairwise import pairwise_losses as pairwise_losses
-from truepair.losses.pairwise import row_tiles as row_tiles
 from truepair.losses.pairwise import sigmoid_rows as sigmoid_rows
 from truepair.losses.pairwise import softmax_pairs as softmax_pairs
 from truepair.losses.pairwise import softmax_rows as softmax_rows
@@ -29,3 +27,5 @@ from truepair.losses.targets import Sharpened as Sharpened
 from truepair.losses.targets import Softened as Softened
 from truepair.losses.targets import Target as Target
 from truepair.losses.tiles import Tile as Tile
+from truepair.losses.walk import compile_tiles as compile_tiles
+from truepair.losses.walk import row_tiles as row_tiles
