@@ -17,7 +17,7 @@ from truepair.models import create
 
 SCALE = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
 BIAS = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
-ABSOLUTE = {"thresholds": "absolute", "p_it": 0.5, "p_it_low": 0.3, "p_ii": 0.6, "p_tt": 0.7, "p_own": -1.0}
+ABSOLUTE = {"thresholds": "absolute", "p_it": 0.5, "p_it_low": 0.3, "p_ii": 0.6, "p_tt": 0.7, "p_own": 0.0}
 
 
 def unit(rows: int, seed: int, width: int = 4) -> Tensor:
@@ -71,7 +71,9 @@ def test_before_the_warm_up_is_over_only_own_captions_and_the_same_text_are_posi
     ids = torch.tensor([0, 1, 2, 0, 4, 2])
     found, features = loss(FffOptions(**ABSOLUTE, warmup_epochs=2.0), x, x, epoch=1.9, captions=ids)
     torch.testing.assert_close(found.total, plain(features, ids[:, None] == ids[None, :]))
-    assert found.logs["same_text"].item() == pytest.approx(4 / 6)
+    assert found.logs["same_text"].item() == found.logs["mining"].item() == 0
+    later, _ = loss(FffOptions(**ABSOLUTE, warmup_epochs=2.0), x, x, epoch=2.0, captions=ids)
+    assert later.logs["same_text"].item() == pytest.approx(4 / 6) and later.logs.keys() == found.logs.keys()
 
 
 def test_a_row_takes_at_most_cap_new_positives_and_the_most_similar_ones() -> None:
@@ -99,7 +101,7 @@ def test_own_captions_that_similarity_calls_wrong_neither_attract_nor_repel() ->
     x = unit(5, 3)
     t = x.clone()
     t[2] = -x[2]
-    found, features = loss(FffOptions(**ABSOLUTE | {"p_it": 1.0, "p_ii": 1.0, "p_tt": 1.0, "p_own": 0.0}), x, t)
+    found, features = loss(FffOptions(**ABSOLUTE | {"p_it": 1.0, "p_ii": 1.0, "p_tt": 1.0, "p_own": 0.2}), x, t)
     weight = torch.ones(5, 5, dtype=torch.float64)
     weight[2, 2] = 0
     torch.testing.assert_close(found.total, plain(features, torch.eye(5, dtype=torch.bool), weight))
@@ -142,9 +144,12 @@ def test_what_is_found_is_counted_by_the_truth_and_never_chosen_by_it() -> None:
 
 def test_a_flood_of_positives_is_complained_of() -> None:
     method = Fff(FffOptions())
-    sentence = method.complaint({"found_share": 0.2, "loss": 1.0})
+    sentence = method.complaint({"mining": 1.0, "found_share": 0.2, "own_gap": 0.5})
     assert sentence is not None and "20%" in sentence and "--options.p-it" in sentence
-    assert method.complaint({"found_share": 0.04}) is None and method.complaint({}) is None
+    assert method.complaint({"mining": 1.0, "found_share": 0.04, "own_gap": 0.5}) is None
+    assert method.complaint({"mining": 0.0, "found_share": 0.0, "own_gap": 0.0}) is None
+    collapsed = method.complaint({"mining": 1.0, "found_share": 0.001, "own_gap": 0.01})
+    assert collapsed is not None and "0.010" in collapsed
 
 
 def test_features_are_the_twins_the_students_or_columns() -> None:
@@ -193,6 +198,7 @@ def test_a_fresh_model_starts_at_tau_one_tenth() -> None:
     [
         {"p_it": 1.5},
         {"p_own": -0.5},
+        {"thresholds": "absolute", "p_own": -0.5},
         {"cap": 0},
         {"warmup_epochs": -1.0},
         {"similarity": "columns"},

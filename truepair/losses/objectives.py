@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from truepair.losses.running import LogSumExp, Sums, TopAndRest
-from truepair.losses.targets import Normalised, Own, Relation, Softened, Target, without_own
+from truepair.losses.targets import Normalised, Own, Relation, Sharpened, Softened, Target, without_own
 from truepair.losses.tiles import Tile
 
 Kept = tuple[Tensor, ...]  # (n,) each
@@ -58,8 +58,9 @@ class CrossEntropy:
     """-Σ_j q_ij log p_ij, p_ij = w_ij e^s_ij / Σ_k w_ik e^s_ik.
 
     target: q; rows need not sum to 1, one of zeros costs 0. weight: w ≥ 0, default 1; 0 takes a column out, and its
-    target must be 0 there. others: own pairs are taken out. divergence: less the target's own entropy, KL(q‖p), which
-    has the same gradient and costs a second walk.
+    target must be 0 there. others: own pairs are taken out, for targets that are 0 there. divergence: less the
+    target's own entropy, KL(q‖p), which has the same gradient and costs a second walk.
+    Raises ValueError for targets that are known to have mass where nothing can be chosen.
     Source: InfoNCE (CLIP: Radford et al., 2021) with `Own`; KL(Q‖P) and its relation form of SoftCLIP (§4).
     """
 
@@ -67,6 +68,14 @@ class CrossEntropy:
     weight: Target | None = None
     others: bool = False
     divergence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.others and isinstance(self.target, Own | Softened | Sharpened):
+            raise ValueError(
+                f"the softmax of the others has no own pair for {type(self.target).__name__}; use Relation"
+            )
+        if self.weight is not None and isinstance(self.target, Normalised):
+            raise ValueError("a weighted softmax needs a target that is 0 with its weights; a softmax as target is not")
 
     @property
     def walks(self) -> int:

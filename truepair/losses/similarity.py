@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from truepair.losses.distributed import all_gather
-from truepair.losses.tiles import Side, Tile
+from truepair.losses.tiles import Side, Tile, spans
 
 TOKEN_PAIRS = 1 << 24  # cosines between tokens held at once
 
@@ -66,18 +66,24 @@ class Tokens:
 
     @staticmethod
     def gathered(rows: Tensor, columns: Tensor | None = None, *, scale: float = 1.0) -> "Tokens":
-        """From this rank's tokens (b, P, d) of both sides (columns None: the same), without gradient."""
-        one = all_gather(rows.detach())
-        return Tokens(one, one if columns is None else all_gather(columns.detach()), scale)
+        """From this rank's tokens (b, P, d) of both sides (columns None: the same), without gradient.
+
+        All ranks must have the same P; places that are padding in all of the global batch are dropped.
+        """
+        one = _without_padding(all_gather(rows.detach()))
+        return Tokens(one, one if columns is None else _without_padding(all_gather(columns.detach())), scale)
 
     def tile(self, tile: Tile) -> Tensor:
         rows, row_index = _of_side(self.rows, tile.row, tile.device)
         columns, column_index = _of_side(self.columns, tile.column, tile.device)
-        columns = columns.to(tile.dtype)
-        held = columns.shape[0] * columns.shape[1] * rows.shape[1]
-        step = max(1, TOKEN_PAIRS // max(held, 1))
-        best = torch.cat([_best_matches(part.to(tile.dtype), columns) for part in torch.split(rows, step)])
-        return _spread(self.scale * best, row_index, column_index)
+        each = rows.shape[1] * columns.shape[1]  # cosines of one row with one column
+        wide = max(1, min(len(columns), TOKEN_PAIRS // each))
+        high = max(1, TOKEN_PAIRS // (each * wide))
+        best = rows.new_empty(len(rows), len(columns), dtype=tile.dtype)
+        for r in spans(0, len(rows), high):
+            for c in spans(0, len(columns), wide):
+                best[r, c] = _best_matches(rows[r].to(tile.dtype), columns[c].to(tile.dtype))
+        return _spread(best.mul_(self.scale), row_index, column_index)
 
 
 class Once:
@@ -88,9 +94,18 @@ class Once:
         self._seen: tuple[Tile, Tensor] | None = None
 
     def tile(self, tile: Tile) -> Tensor:
+        if torch.compiler.is_compiling():  # the compiler sees by itself what is computed twice
+            return self.similarity.tile(tile)
         if self._seen is None or self._seen[0] != tile:
             self._seen = tile, self.similarity.tile(tile)
         return self._seen[1]
+
+
+def _without_padding(tokens: Tensor) -> Tensor:
+    """(n, P, d) without the places p that are zero in every row; one is kept."""
+    used = tokens.any(dim=-1).any(dim=0)
+    used[0] |= ~used.any()
+    return tokens[:, used]
 
 
 def _best_matches(rows: Tensor, columns: Tensor) -> Tensor:

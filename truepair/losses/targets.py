@@ -6,6 +6,7 @@ second similarity, whose rows are summed over all tiles first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -90,9 +91,12 @@ class Groups:
         positive = (groups[:, None] == self.columns[tile.columns][None, :]).to(tile.dtype)
         if not self.normalise:
             return positive
-        order = torch.sort(self.columns).values
-        size = torch.searchsorted(order, groups, right=True) - torch.searchsorted(order, groups)
+        size = torch.searchsorted(self._sorted, groups, right=True) - torch.searchsorted(self._sorted, groups)
         return positive / size[:, None].clamp_min(1)
+
+    @cached_property
+    def _sorted(self) -> Tensor:
+        return torch.sort(self.columns).values
 
 
 @dataclass(frozen=True)

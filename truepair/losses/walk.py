@@ -18,7 +18,7 @@ from truepair.losses.running import Sums
 from truepair.losses.tiles import Side, Tile, spans
 
 TILE = {"cpu": (512, 1_024), "cuda": (4_096, 8_192)}  # rows × columns; a CPU's tile of float32 fits its cache (ours)
-HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16,)  # float16 has no room for the slopes of a large batch, 1/(2·B²) at chance
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Method(nn.Module):
         return {}
 
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
-        """Loss of this rank's B pairs against the global batch; scale () = 1/τ, bias () or None."""
+        """Loss of this rank's B pairs against the global batch; scale () = 1/τ, bias () or None. Without autocast."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def chance_loss(self, batch_size: int, captions: int) -> float | None:

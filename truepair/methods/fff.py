@@ -16,6 +16,7 @@ from truepair.models.twin import Twin
 SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (ours)
 KEEP = 0.9  # of its former value that a running quantile keeps (ours)
 SUSPICIOUS = 0.05  # share of all other pairs, found similar enough, that is no mining any more (METHODS.md §3)
+GAP = 0.05  # cosine: own captions must be so much more similar than others', or nothing can be mined (ours)
 NUMBERS = ("p_it", "p_it_low", "p_ii", "p_tt", "p_own")
 
 
@@ -23,12 +24,12 @@ NUMBERS = ("p_it", "p_it_low", "p_ii", "p_tt", "p_own")
 class FffOptions:
     """Options of FFF; the provenance of each default stands beside it (docs/fff.md)."""
 
-    thresholds: Literal["quantile", "absolute"] = "quantile"  # what the five numbers p are; ours
-    p_it: float = 0.9995  # p1, image-text similarity that makes a positive; ours
+    thresholds: Literal["quantile", "absolute"] = "quantile"  # what the next four numbers are; ours
+    p_it: float = 0.9999  # p1, image-text similarity that makes a positive; ours
     p_it_low: float = 0.99  # p1', the one that needs p_ii beside it; ours
-    p_ii: float = 0.9995  # p2, image-image similarity; ours
-    p_tt: float = 0.9995  # p3, text-text similarity; ours
-    p_own: float = -1.0  # own captions with a similarity below this are ignored; -1: none are; ours
+    p_ii: float = 0.9999  # p2, image-image similarity; ours
+    p_tt: float = 0.9999  # p3, text-text similarity; ours
+    p_own: float = 0.95  # own captions less similar than this share of other pairs' are ignored; 0: none; ours
     cap: int = 5  # new positives a row, the most similar; ours
     warmup_epochs: float = 3.0  # epochs without new positives; ours
     similarity: Literal["twin", "student", "columns"] = "twin"  # whose features are compared; ours
@@ -39,10 +40,10 @@ class FffOptions:
     caption_truth: str = ""  # of what its captions say; after truepair corrupt that is IMAGE_TRUTH@caption_from
 
     def __post_init__(self) -> None:
-        low = 0 if self.thresholds == "quantile" else -1
         for name in NUMBERS:
-            if not (low <= getattr(self, name) <= 1 or (name == "p_own" and self.p_own == -1)):
-                raise UserError(f"fff's {name} {getattr(self, name)} is no {self.thresholds} threshold ({low} to 1)")
+            low = 0 if self.thresholds == "quantile" or name == "p_own" else -1
+            if not low <= getattr(self, name) <= 1:
+                raise UserError(f"fff's {name} {getattr(self, name)} makes no sense; it is from {low} to 1")
         if self.cap < 1 or self.warmup_epochs < 0:
             raise UserError(f"fff's cap {self.cap} must be 1 or more, warmup_epochs {self.warmup_epochs} 0 or more")
         if {bool(self.image_features), bool(self.text_features)} != {self.similarity == "columns"}:
@@ -91,26 +92,34 @@ class Fff(Method):
         *p, p_own = self._thresholds(x, t, mean_t).to(exact)
 
         target = Assignment(s_it, s_ii, s_tt, torch.stack(p), all_gather(pairs.captions).view(len(x), -1))
-        truth = None
-        if options.image_truth:
-            names = (options.image_truth, options.caption_truth)
-            truth = all_gather(pairs.columns[names[0]]), all_gather(pairs.columns[names[1]])
-        mining, mined = mine(target, row_tiles(n, 1, captions, x.device, exact), n, options.cap, truth)
-        warm = pairs.epoch >= options.warmup_epochs
-        target = mining if warm else target
-        ignored = Ignored(s_it, p_own) if warm and options.p_own > -1 else None
+        ignored, logs = None, self._idle(x.device)
+        if pairs.epoch >= options.warmup_epochs:
+            target, mined = mine(target, row_tiles(n, 1, captions, x.device, exact), n, options.cap, self._truth(pairs))
+            ignored = Ignored(s_it, p_own) if options.p_own else None
+            own = torch.linalg.vecdot(x.repeat_interleave(len(t) // len(x), dim=0), t)  # S_it of own captions
+            logs |= _counts(mined, captions * (len(x) - 1))
+            logs |= {"mining": torch.ones_like(p_own), "own_gap": own.mean() - x.mean(dim=0) @ t.mean(dim=0)}
+            logs |= {"ignored": (own < p_own).float().mean()} if options.p_own else {}
         objectives = [BinaryCrossEntropy(target, ignored), BinaryCrossEntropy()]  # the second is SigLIP's
         (rows, plain), _ = pairwise_losses(features.image, features.text, scale, bias, rows=objectives)  # (n,) each
-        return Loss(weighted_mean(rows), plain.detach(), _counts(mined, captions * (len(x) - 1)))
+        return Loss(weighted_mean(rows), plain.detach(), logs)
 
     def complaint(self, figures: dict[str, float]) -> str | None:
-        share = figures.get("found_share", 0.0)
-        if share <= SUSPICIOUS:
+        if not figures.get("mining"):
             return None
-        return (
-            f"{share:.0%} of all other pairs are similar enough to be positives; from there everything soon looks like "
-            "everything. Raise --options.p-it, p-ii and p-tt, or begin later (--options.warmup-epochs)"
-        )
+        if figures["own_gap"] < GAP:
+            return (
+                f"own captions are only {figures['own_gap']:.3f} more similar than others': the features that are "
+                "compared have collapsed, or have not learnt yet, and what they find is chance. Begin later "
+                "(--options.warmup-epochs), lower --lr, or compare by stored features (--options.similarity columns)"
+            )
+        if figures["found_share"] > SUSPICIOUS:
+            return (
+                f"{figures['found_share']:.0%} of all other pairs are similar enough to be positives; from there "
+                "everything soon looks like everything. Raise --options.p-it, p-ii and p-tt, or begin later "
+                "(--options.warmup-epochs)"
+            )
+        return None
 
     def chance_loss(self, batch_size: int, captions: int) -> float | None:
         return None
@@ -118,6 +127,22 @@ class Fff(Method):
     def after_step(self, model: DualEncoder) -> None:
         if self.options.similarity == "twin":
             self.twin.follow(model)
+
+    def _truth(self, pairs: Pairs) -> tuple[Tensor, Tensor] | None:
+        """What the images of the global batch show and their captions say, where the table knows."""
+        if not self.options.image_truth:
+            return None
+        return all_gather(pairs.columns[self.options.image_truth]), all_gather(
+            pairs.columns[self.options.caption_truth]
+        )
+
+    def _idle(self, device: torch.device) -> dict[str, Tensor]:
+        """The figures of a step that mines nothing."""
+        names = ["mining", "found_share", "new_positives", "same_text", "own_gap"]
+        names += ["ignored"] * bool(self.options.p_own) + ["new_true", "false_negatives"] * bool(
+            self.options.image_truth
+        )
+        return dict.fromkeys(names, torch.zeros((), device=device))
 
     def _compared(self, features: Features, pairs: Pairs) -> tuple[Tensor, Tensor]:
         match self.options.similarity:
@@ -131,9 +156,9 @@ class Fff(Method):
 
     @torch.no_grad()
     def _thresholds(self, x: Tensor, t: Tensor, mean_t: Tensor) -> Tensor:
-        """(5,) similarities: given, or the running quantiles of those between different pairs of the global batch."""
+        """(5,) similarities: running quantiles of those between different pairs of the global batch, or four given."""
         wanted = torch.tensor([getattr(self.options, name) for name in NUMBERS], device=x.device)
-        if self.options.thresholds == "absolute" or len(x) < 2:
+        if len(x) < 2:
             return wanted
         drawn = torch.Generator().manual_seed(0)  # the same places of every batch, on every rank
         i = torch.randint(len(x), (SAMPLE,), generator=drawn).to(x.device)
@@ -142,14 +167,14 @@ class Fff(Method):
         caption = j * k + torch.randint(k, (SAMPLE,), generator=drawn).to(x.device)
         it, ii, tt = (torch.linalg.vecdot(a, b) for a, b in ((x[i], t[caption]), (x[i], x[j]), (mean_t[i], mean_t[j])))
         now = torch.stack(
-            [sample.float().quantile(q.clamp_min(0)) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)]
+            [sample.float().quantile(q.clamp(0, 1)) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)]
         )
         self.running.copy_(torch.where(self.running.isnan(), now, KEEP * self.running + (1 - KEEP) * now))
-        return self.running
+        return torch.cat([wanted[:4], self.running[4:]]) if self.options.thresholds == "absolute" else self.running
 
 
 def _counts(mined: Mined, others: int) -> dict[str, Tensor]:
-    """Means over this rank's rows; before the warm-up is over, of what would be taken."""
+    """Means over this rank's rows."""
     counts = {"new_positives": mined.new.mean(), "found_share": mined.found.mean() / max(others, 1)}
     counts["same_text"] = mined.same_text.mean()
     if mined.true is not None and mined.missing is not None:

@@ -24,8 +24,7 @@ class Trainee(nn.Module):
         """With `pairs`: the Loss of the whole batch. With `cotangents`: a scalar whose gradient is the batch loss's."""
         features = self.method.embed(self.model, inputs)
         if pairs is not None:
-            whole = joined(features, self.observe(inputs))
-            return self.method.loss(whole, self.model.scale, self.model.bias, pairs)
+            return self.loss(joined(features, self.observe(inputs)), pairs)
         assert cotangents is not None
         return cotangents.surrogate(features, self.shared())
 
@@ -33,6 +32,11 @@ class Trainee(nn.Module):
     def observe(self, inputs: Inputs) -> dict[str, Tensor]:
         """What the method observes of a micro-batch, without graph."""
         return self.method.observe(self.model, inputs)
+
+    def loss(self, features: Features, pairs: Pairs) -> Loss:
+        """The method's loss of the whole batch, in full precision."""
+        with torch.autocast(features.image.device.type, enabled=False):
+            return self.method.loss(features, self.model.scale, self.model.bias, pairs)
 
     def shared(self) -> list[Tensor]:
         """Parameters that the loss uses directly, beside the features: logit scale and bias, the method's own."""
@@ -86,7 +90,7 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     leaves = {name: tensor.requires_grad_() for name, tensor in whole.items() if tensor.is_floating_point()}
     shared = inner.shared()
     features = joined(_features(whole), _concatenated(observed))
-    loss = inner.method.loss(features, inner.model.scale, inner.model.bias, pairs)
+    loss = inner.loss(features, pairs)
     gradients = torch.autograd.grad(loss.total, [*leaves.values(), *shared], allow_unused=True)
     of_shared: list[Tensor | None] = list(gradients[len(leaves) :])
     by_name = {
