@@ -11,11 +11,14 @@ from truepair.losses import (
     Relation,
     Sharpened,
     Softened,
+    Tile,
     complement_rows,
     pairwise_losses,
     sigmoid_rows,
     softmax_rows,
+    weighted_mean,
 )
+from truepair.losses.tiles import Side, spans
 
 # Cosines of four images (rows) with four texts and two more of a queue: the student's, the momentum twin's.
 STUDENT = [
@@ -67,6 +70,53 @@ def test_infonce(student: dict[str, Tensor]) -> None:
 def test_nevers_positive_learning_is_cross_entropy_with_the_twins_softened_target(student: dict[str, Tensor]) -> None:
     wanted = [0.11550544425204311, 0.07061142732344391, 2.378749667336979, 0.034746296132885]
     torch.testing.assert_close(softmax_rows(**student, target=twin()).tolist(), wanted, **CLOSE)
+
+
+NEVER_TARGET = [
+    [0.97917828913, 0.000814769010575, 0.0163650730458, 4.67943183754e-05, 0.000195260237845, 0.00339981425773],
+    [9.75963183404e-05, 0.987144797778, 4.7777463647e-05, 0.000149816498124, 0.0125563604875, 3.65145414838e-06],
+    [0.375289708261, 0.00388168645145, 0.602528682164, 0.00164728232543, 0.000455396217523, 0.0161972445815],
+    [7.52383195465e-05, 0.00174326977966, 0.000555940163918, 0.997157910899, 0.000313949485317, 0.000153691352059],
+]
+NEVER_SHARPENED = [
+    [1.0, 6.92179300642e-07, 0.000279245060139, 2.28315740731e-09, 3.97536702387e-08, 1.20520239103e-05],
+    [9.77315690306e-09, 1.0, 2.34214718113e-09, 2.30296471667e-08, 0.000161769093757, 1.36804286194e-11],
+    [0.279358502447, 2.98861166987e-05, 1.0, 5.38225985739e-06, 4.1134613652e-07, 0.000520368339104],
+    [5.693099546e-09, 3.05632692064e-06, 3.10832703166e-07, 1.0, 9.91265872704e-08, 2.37557893783e-08],
+]
+SOFTCLIP_TARGET = [
+    [0.999759000388, 3.26141995702e-06, 0.000236956589075, 7.81602672972e-07],
+    [3.26384986661e-06, 0.999982334788, 7.82185003323e-07, 1.36191769294e-05],
+    [0.000236956589075, 7.81602672972e-07, 0.999759000388, 3.26141995702e-06],
+    [7.82185003323e-07, 1.36191769294e-05, 3.26384986661e-06, 0.999982334788],
+]
+
+
+def whole(target: Softened | Sharpened, rows: int) -> Tensor:
+    """A normalised target's full matrix, by its own calls; the columns of a queue follow those of the batch."""
+    device, like = torch.device("cpu"), torch.empty(0, dtype=torch.float64)
+    columns = target.soft.guide if isinstance(target, Sharpened) else target.guide
+    tiles = [
+        Tile.of(Side(slice(0, rows), 1, rows), Side(c, 1, rows), slice(0, rows), device, torch.float64)
+        for c in spans(0, len(columns.columns), 3)
+    ]
+    sums = target.start(rows, like)
+    for tile in tiles:
+        target.collect(sums, tile)
+    return torch.cat([target.tile(tile, target.normalisers(sums)) for tile in tiles], dim=1)
+
+
+def test_the_targets_themselves() -> None:
+    torch.testing.assert_close(whole(twin(), 4), double(NEVER_TARGET), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(whole(Sharpened(twin()), 4), double(NEVER_SHARPENED), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(whole(Softened(guide(), BETA), 4), double(SOFTCLIP_TARGET), rtol=1e-9, atol=1e-12)
+
+
+def test_nevers_loss_is_the_mean_of_either_learning_over_its_own_subset(student: dict[str, Tensor]) -> None:
+    clean = torch.tensor([True, True, False, True])
+    positive, negative = softmax_rows(**student, target=twin()), complement_rows(**student, target=Sharpened(twin()))
+    both = weighted_mean(positive, clean) + weighted_mean(negative, ~clean)
+    assert both.item() == pytest.approx(1.5578814777025727, rel=1e-9)
 
 
 def test_nevers_negative_learning_is_the_complement_with_the_sharpened_target(student: dict[str, Tensor]) -> None:

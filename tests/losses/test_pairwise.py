@@ -309,6 +309,19 @@ def test_pooled_similarity_of_pairs_stands_for_all_their_captions(unit: Unit, ca
     torch.testing.assert_close(whole(Pooled(one, each, 3.0), 11, 11 * captions, captions), wanted, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "senseless",
+    [
+        lambda guide: CrossEntropy(others=True),
+        lambda guide: CrossEntropy(Softened(guide, 0.3), others=True),
+        lambda guide: CrossEntropy(Softened(guide, 0.3), Dense(torch.ones(3, 3))),
+    ],
+)
+def test_targets_with_mass_where_nothing_can_be_chosen_are_refused(senseless: Callable, unit: Unit) -> None:
+    with pytest.raises(ValueError, match="softmax"):
+        senseless(Pooled(unit(3, 1), unit(3, 2)))
+
+
 def test_features_that_do_not_cover_the_batch_are_refused(unit: Unit) -> None:
     few = unit(3, 1).detach()
     with pytest.raises(ValueError, match="gather"):
@@ -424,6 +437,7 @@ def test_compiled_tiles_change_nothing_but_rounding(name: str) -> None:
         plain = losses()
         patch.setattr(module, "show", module.show)
         patch.setattr(module, "slope_of", module.slope_of)
+        torch.compiler.reset()  # of what other tests compiled
         compile_tiles(backend="aot_eager", fullgraph=True)
         same_with_gradients(losses(), plain, [image, text])
 

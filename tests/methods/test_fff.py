@@ -171,6 +171,13 @@ def test_features_are_the_twins_the_students_or_columns() -> None:
     torch.testing.assert_close(by_column.total, by_twin.total)
 
 
+@pytest.mark.parametrize(("shape", "said"), [((6, 2, 4), "shape"), ((6, 5), "one dual encoder")])
+def test_columns_that_cannot_be_compared_are_refused(shape: tuple[int, ...], said: str) -> None:
+    options = FffOptions(similarity="columns", image_features="a", text_features="b")
+    with pytest.raises(UserError, match=said):
+        loss(options, unit(6, 1), unit(6, 2), a=torch.ones(shape), b=torch.ones(6, 4))
+
+
 def test_a_floor_is_found_in_tiles_as_in_one() -> None:
     x, t = unit(17, 1).float(), unit(34, 2).float()
     mean = t.view(17, 2, -1).mean(dim=1)

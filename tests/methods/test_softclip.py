@@ -110,6 +110,16 @@ def test_the_twin_follows_the_student_and_is_kept_with_the_method() -> None:
     assert any(name.startswith("twin.") for name in method.state_dict())
 
 
+@pytest.mark.parametrize(("shape", "said"), [((5,), "shape"), ((5, 2, 2, 3), "shape"), ((5, 4), "not finite")])
+def test_columns_that_are_no_features_are_refused(shape: tuple[int, ...], said: str) -> None:
+    method = Softclip(SoftclipOptions(image_features="seen", text_features="read"))
+    seen = torch.ones(shape)
+    seen.view(-1)[0] = torch.nan
+    features = Features(unit(5, 1), unit(5, 2))
+    with pytest.raises(UserError, match=f"'seen'.*{said}"):
+        method.loss(features, SCALE, None, known(5, 3.0, seen=seen, read=torch.ones(5, 4)))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,21 @@ def test_gradients_agree_in_single_precision() -> None:
     _, wanted = gradients(Gate(GateOptions()), 1, torch.float32)
     _, found = gradients(Gate(GateOptions()), 4, torch.float32)
     assert all(torch.allclose(wanted[name], found[name], rtol=1e-4, atol=1e-5) for name in wanted)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_loss_is_computed_outside_autocast_however_the_batch_is_cut(parts: int) -> None:
+    """Or what a method looks up beside the pairwise losses (FFF's thresholds) would be rounded, and they would not."""
+    seen: list[bool] = []
+
+    class Watching(Gate):
+        def loss(self, *given: Any) -> Loss:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().loss(*given)
+
+    trainee = Trainee(create("truepair-test"), Watching(GateOptions()))
+    forward_backward(trainee, *batch(), micro_batches=parts, precision=torch.autocast("cpu", torch.bfloat16))
+    assert seen == [False]
 
 
 def test_dropout_falls_on_the_same_units_in_both_passes(exact: None) -> None:

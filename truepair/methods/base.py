@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from truepair.errors import UserError
 from truepair.models.dual import DualEncoder
 
 
@@ -114,6 +115,23 @@ class Method(nn.Module):
 
     def after_step(self, model: DualEncoder) -> None:
         """Called after every optimiser step (a momentum twin follows the student here)."""
+
+
+def feature_column(pairs: Pairs, name: str, dimensions: tuple[int, ...]) -> Tensor:
+    """The features (B, …) float32 that the table's column `name` holds; `dimensions`: how many there may be with B.
+
+    Raises UserError if the column has others, or a value that is not finite.
+    """
+    values = pairs.columns[name]
+    if values.ndim not in dimensions:
+        wanted = " or ".join({2: "a vector", 3: "several vectors"}[n] for n in dimensions)
+        raise UserError(
+            f"column {name!r} has shape (n, {', '.join(map(str, values.shape[1:]))}); {wanted} a row is needed"
+        )
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        raise UserError(f"column {name!r} has values that are not finite, in rows {pairs.rows[~finite][:8].tolist()}")
+    return values.float()
 
 
 def per_pair_mean(i2t: Tensor, t2i: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """FFF: false negatives become positives, several captions an image (Bulat et al., CVPR 2024, arXiv 2405.10286)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from truepair.errors import UserError
 from truepair.losses import BinaryCrossEntropy, Pooled, all_gather, pairwise_losses, row_tiles, weighted_mean
 from truepair.losses.assignment import Assignment, Ignored, Mined, mine
-from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column
 from truepair.models.dual import DualEncoder
 from truepair.models.twin import Twin
 
@@ -151,8 +151,14 @@ class Fff(Method):
             case "student":
                 return features.image.detach(), features.text.detach()
             case _:
-                columns: Any = pairs.columns
-                return columns[self.options.image_features].float(), columns[self.options.text_features].float()
+                names = self.options.image_features, self.options.text_features
+                x, t = (feature_column(pairs, name, (2,)) for name in names)
+                if x.shape[1] != t.shape[1]:
+                    raise UserError(
+                        f"columns {names[0]!r} and {names[1]!r} have {x.shape[1]} and {t.shape[1]} dimensions; fff "
+                        "compares images with texts, so both must come from one dual encoder"
+                    )
+                return x, t
 
     @torch.no_grad()
     def _thresholds(self, x: Tensor, t: Tensor, mean_t: Tensor) -> Tensor:

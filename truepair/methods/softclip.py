@@ -21,7 +21,7 @@ from truepair.losses import (
     pairwise_losses,
     weighted_mean,
 )
-from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, per_pair_mean
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column, per_pair_mean
 from truepair.models.dual import DualEncoder
 from truepair.models.twin import Twin
 
@@ -94,8 +94,8 @@ class Softclip(Method):
     def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
         options = self.options
         ramp = min(1.0, pairs.epoch / options.ramp_epochs) if options.ramp_epochs else 1.0
-        r = features.extra["r"] if "r" in features.extra else pairs.columns[options.image_features]
-        t = features.extra["t"] if "t" in features.extra else pairs.columns[options.text_features]
+        r = features.extra["r"] if "r" in features.extra else feature_column(pairs, options.image_features, (2, 3))
+        t = features.extra["t"] if "t" in features.extra else feature_column(pairs, options.text_features, (2, 3))
 
         def objectives(guide: Similarity) -> list[Objective]:
             guide = Once(guide)
@@ -125,12 +125,14 @@ class Softclip(Method):
     def _guide(self, features: Tensor) -> Similarity:
         """Similarity of pairs by vectors (b, d), or by tokens or regions (b, P, d), of this rank."""
         kind = Tokens if features.ndim == 3 else Pooled
-        return kind.gathered(features.float(), scale=1 / self.options.tau_guide)
+        return kind.gathered(features, scale=1 / self.options.tau_guide)
 
     def chance_loss(self, batch_size: int, captions: int) -> float | None:
-        weights = self.options.soft + self.options.relation + self.options.clip
-        level = math.log(batch_size) + math.log(captions) / 2
-        return None if self.options.symmetric or self.options.ramp_epochs else weights * level
+        if self.options.symmetric or batch_size < 2:
+            return None
+        among_all, among_others = (math.log(n) + math.log(captions) / 2 for n in (batch_size, batch_size - 1))
+        level: float = (self.options.soft + self.options.clip) * among_all + self.options.relation * among_others
+        return level
 
     def after_step(self, model: DualEncoder) -> None:
         if hasattr(self, "twin"):

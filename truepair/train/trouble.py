@@ -39,7 +39,7 @@ class Trouble:
         if repeated > REPEATED_SHARE * captions:
             found["repeated"] = (
                 f"{repeated} of {captions} captions of a batch are repeated: pairs with the same caption are trained "
-                "as each other's negatives. Use --pairs.unique caption, or a method that knows several positives"
+                "as each other's negatives. Use --pairs.unique caption, or --method fff, which knows several positives"
             )
         new = [sentence for name, sentence in found.items() if name not in self.said]
         self.said.update(found)
