@@ -95,7 +95,7 @@ class RunConfig:
     workers: int = -1  # decoding processes a rank; -1: by the number of cores
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware computes in it
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
-    compile: bool = False  # torch.compile both towers
+    compile: bool = False  # torch.compile both towers, and on a GPU the losses
     checkpoint_steps: int = 0  # save every so many steps (0: off)
     checkpoint_minutes: float = 10.0  # save whenever so much time has passed; the end is always saved
     keep: str = ""  # Parquet with a column `row`, or DataComp's .npy of uids: the pairs to train on
