@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import truepair
@@ -168,6 +170,49 @@ def test_a_table_of_other_settings_is_not_gone_on_with(
     assert caption_table(table, blip2, tmp_path / "out", decoding=SHORT) is None
     with pytest.raises(UserError, match=r"synthetic\.seed 0 \(now 1\)"):
         caption_table(table, blip2, tmp_path / "out", decoding=SHORT, seed=1)
+    weight = next(blip2.model.parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.view(-1)[-1] += 1
+    with pytest.raises(UserError, match=r"synthetic\.weights '\w+' \(now '\w+'\)"):
+        caption_table(table, blip2, tmp_path / "out", decoding=SHORT)
+    with torch.no_grad():
+        weight.copy_(before)
+    assert caption_table(table, blip2, tmp_path / "out", decoding=SHORT) is None
+
+
+def test_a_pass_over_doubtful_pairs_is_not_gone_on_with_when_the_doubts_are_others(
+    table: PairTable, blip2: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubted = table.derive(tmp_path / "doubted")
+    doubted.add_column("p_noise", np.linspace(0, 1, 51, dtype=np.float32), {})
+    monkeypatch.setattr(parts.Parts, "finish", lambda *_: None)  # as if killed before
+    caption_table(doubted, blip2, tmp_path / "out", decoding=SHORT, min_p_noise=0.9)
+    doubted.add_column("p_noise", np.linspace(1, 0, 51, dtype=np.float32), {})
+    with pytest.raises(UserError, match=r"synthetic\.content\.p_noise '\w+' \(now '\w+'\)"):
+        caption_table(doubted, blip2, tmp_path / "out", decoding=SHORT, min_p_noise=0.9)
+
+
+def test_a_damaged_shard_does_not_stop_a_pass_that_goes_on_at_it(
+    table: PairTable, blip2: Captioner, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "CHUNK", 20)
+    shutil.copytree(scenes / "test", tmp_path / "copy")
+    damaged = PairTable.open(tmp_path / "copy")
+    with damaged.source_path(0).open("r+b") as shard:
+        for row in range(20, 40):
+            assert damaged.numbers("source")[row] == 0
+            shard.seek(int(damaged.numbers("offset")[row]))
+            shard.write(bytes(int(damaged.numbers("size")[row])))
+    result, wanted = captioned(damaged, blip2, tmp_path / "undisturbed")
+    assert result.skipped == {"unreadable image": 20} and all(wanted[:20]) and not any(wanted[20:40])
+    write = parts.Parts.write
+    with monkeypatch.context() as killed:
+        killed.setattr(parts.Parts, "write", lambda self, rows, *more: 1 / 0 if rows[0] else write(self, rows, *more))
+        with pytest.raises(ZeroDivisionError):
+            captioned(damaged, blip2, tmp_path / "out")
+    captioned(damaged, blip2, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
 def halting_at_the_third_part(replace: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:

@@ -126,6 +126,23 @@ def test_boxes_are_padded_with_zeros_and_bad_ones_are_left_out_and_named(table: 
     assert result.skipped == {BAD_BOX: 1} and [line["row"] for line in skips(tmp_path / "out")] == [2]
 
 
+@pytest.mark.parametrize("box", [pa.list_(pa.float32()), pa.list_(pa.float64(), 4)])
+def test_a_null_box_is_left_out_like_any_bad_one(table: PairTable, box: pa.DataType) -> None:
+    good = [0.25, 0.0, 0.75, 0.5]
+    rows = [[good], None, [None, good], [good, [0, None, 1, 1]], [None], *([[]] * 46)]
+    table.add_column("boxes", pa.array(rows, pa.list_(box)), {})
+    boxes, crop = Boxes(table, "boxes"), Crop(0.25, 0, 0.5, 0.5)
+    assert boxes.count == 1 + 2
+    assert [boxes.crops(row) for row in range(6)] == [
+        ([crop], False),
+        ([], False),
+        ([crop], True),
+        ([crop], True),
+        ([], True),
+        ([], False),
+    ]
+
+
 def test_more_boxes_than_the_limit_are_left_out(table: PairTable) -> None:
     add_boxes(table, [[[0.0, 0.0, 1.0, 1.0]] * 5_000])
     boxes = Boxes(table, "boxes")
@@ -218,6 +235,50 @@ def test_a_column_that_is_there_needs_overwrite(table: PairTable, tmp_path: Path
         embed_table(one, tmp_path / "two", "f", text=Ear())
     embed_table(one, tmp_path / "two", "f", text=Ear(), captions="caption", overwrite=True)
     assert PairTable.open(tmp_path / "two").column_names.count("f_text") == 1
+
+
+class Tinted(Eye):
+    """An eye with a weight, and a buffer that is not saved."""
+
+    def __init__(self, weight: float = 1.0, buffer: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.bfloat16))
+        self.register_buffer("mean", torch.tensor([buffer]), persistent=False)
+
+
+def test_a_pass_is_not_gone_on_with_over_other_inputs(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_boxes(table, [[[0.0, 0.0, 1.0, 0.5]]])
+    table.add_column("tags", pa.array([["red", "cat"]] * 51), {})
+
+    def start(out: str, image: Eye, at: PairTable = table) -> None:
+        embed_table(at, tmp_path / out, "f", image=image, text=Ear(), captions="tags", regions=Boxes(at, "boxes"))
+
+    start("whole", Tinted())
+    with monkeypatch.context() as killed:
+        killed.setattr(Parts, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            start("out", Tinted())
+    for other in (Tinted(weight=1.5), Tinted(buffer=1.5)):
+        with pytest.raises(UserError, match=r"begun with f_image\.weights '\w+' \(now '\w+'\); go on with that"):
+            start("out", other)
+
+    tags, boxes = (table.path / "columns" / f"{name}.parquet" for name in ("tags", "boxes"))
+    kept = tags.read_bytes(), boxes.read_bytes()
+    table.add_column("tags", pa.array([["red", "cat"]] * 50 + [["redcat"]]), {})
+    with pytest.raises(UserError, match=r"begun with f_text\.content\.tags '\w+' \(now '\w+'\); go on"):
+        start("out", Tinted(), PairTable.open(table.path))
+    tags.write_bytes(kept[0])
+    add_boxes(table, [[], [[0.0, 0.0, 1.0, 0.5]]])
+    with pytest.raises(UserError, match=r"begun with f_image\.content\.boxes '\w+' \(now '\w+'\); go on"):
+        start("out", Tinted(), PairTable.open(table.path))
+    boxes.write_bytes(kept[1])
+    table.add_column("unread", np.zeros(51), {})
+    start("out", Tinted(), PairTable.open(table.path))
+    for name in ("f_image", "f_text"):
+        columns = [(tmp_path / out / "columns" / f"{name}.parquet").read_bytes() for out in ("out", "whole")]
+        assert columns[0] == columns[1]
 
 
 # -- the verb --------------------------------------------------------------------------------------------------------

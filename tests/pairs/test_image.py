@@ -12,8 +12,18 @@ from open_clip.transform import image_transform
 from PIL import Image
 from torchvision.transforms import ToTensor
 
+from truepair.pairs import image as module
 from truepair.pairs.header import image_size
-from truepair.pairs.image import Crop, ImageError, decode_centre, decode_crop, decode_regions, probe, random_crop
+from truepair.pairs.image import (
+    Crop,
+    ImageError,
+    decode_centre,
+    decode_crop,
+    decode_regions,
+    decode_whole,
+    probe,
+    random_crop,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -72,6 +82,40 @@ def test_regions_are_the_centre_and_then_the_crops_one_by_one(squash: bool) -> N
 def test_the_centre_of_a_whole_image_survives_unchanged() -> None:
     image = picture(32, 32)
     np.testing.assert_array_equal(decode_centre(encoded(image, "PNG"), 32), np.asarray(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 400), (400, 1), (3, 250), (250, 7), (60, 190), (190, 60), (40, 41)])
+@pytest.mark.parametrize("size", [16, 65])
+def test_a_centre_cut_before_resizing_differs_by_rounding_only(
+    width: int, height: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(picture(width, height), "PNG")
+    expected = decode_centre(data, size).astype(int)
+    monkeypatch.setattr(module, "MAX_RESIZED", 0)
+    assert np.abs(decode_centre(data, size) - expected).max() <= 3  # of 255, where colours are cut off
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1), (1, 3_000_000), (5, 100_000)])
+def test_no_aspect_makes_an_image_large(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    resize = Image.Image.resize
+
+    def counted(self: Image.Image, size: tuple[int, int], *more: object) -> Image.Image:
+        made.append(size[0] * size[1])
+        return resize(self, size, *more)
+
+    data = encoded(Image.new("RGB", shape, "teal"), "PNG")
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    assert (decode_centre(data, 224) == np.array([0, 128, 128])).all()
+    assert made and max(made) <= 1 << 24
+
+
+def test_images_handed_over_whole_have_a_bounded_aspect() -> None:
+    assert decode_whole(encoded(Image.new("RGB", (200, 1)), "PNG")).size == (200, 1)
+    for shape in ((201, 1), (3, 700)):
+        with pytest.raises(ImageError) as caught:
+            decode_whole(encoded(Image.new("RGB", shape), "PNG"))
+        assert caught.value.reason == "extreme aspect ratio"
 
 
 def test_transparent_pixels_are_white() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import truepair
+from truepair.annotate.identity import content, weights
 from truepair.annotate.parts import Parts
 from truepair.errors import UserError
 from truepair.losses.distributed import world_size
@@ -65,17 +66,19 @@ def caption_table(
     Raises UserError for names, files and models that do not fit, and where all of the first part's rows give nothing.
     """
     decoding = decoding or Decoding()
+    looked_at = _looked_at(table, min_p_noise)
     made = {
         "by": "truepair caption",
         "model": captioner.name,
+        "weights": weights(captioner.model),
         "decoding": _of_use(decoding),
         "prompt": captioner.prompt,
         "seed": seed,
         "min_p_noise": min_p_noise,
         "precision": captioner.precision,
         "versions": {"truepair": truepair.__version__, "transformers": captioner.version},
+        **({"content": {"p_noise": content(table.numbers("p_noise"))}} if min_p_noise else {}),
     }
-    looked_at = _looked_at(table, min_p_noise)
     for column in ("source", "offset", "size", "path"):
         table.column(column)  # mapped here once, so that no worker has to
     parts = Parts.open(table, out, {name: made}, overwrite=overwrite)
@@ -95,7 +98,7 @@ def caption_table(
             skipped: list[tuple[int, str]] = []
             for _ in _batches(rows[looked_at[rows]], batch_size):
                 _caption(next(prepared), captioner, decoding, seed, written, skipped)
-            if rows is chunks[0] and len(skipped) == len(rows):  # later ones may be a damaged shard
+            if rows[0] == 0 and len(skipped) == len(rows):  # later ones may be a damaged shard
                 reasons = ", ".join(sorted({reason for _, reason in skipped}))
                 raise UserError(
                     f"none of the rows {rows[0]} to {rows[-1]} gave a caption ({reasons}); check {table.path}"

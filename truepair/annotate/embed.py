@@ -11,6 +11,7 @@ import torch
 
 from truepair import __version__
 from truepair.annotate.chunk import Chunk, Rows
+from truepair.annotate.identity import content, weights
 from truepair.annotate.parts import Parts
 from truepair.annotate.reading import Counting, Progress, Reader, encode_texts
 from truepair.annotate.regions import Pooled, Regions
@@ -81,14 +82,16 @@ def embed_table(
     if image is not None:
         dim = encode_images(image, torch.zeros(1, image.image_size, image.image_size, 3, dtype=torch.uint8)).shape[1]
         shape = (regions.count, dim) if regions.nested else (dim,)
-        makes[f"{name}_image"] = by | {"model": image.name, **regions.made(), "shape": list(shape)}
+        model = {"model": image.name, "weights": weights(image)}
+        makes[f"{name}_image"] = by | model | regions.made() | {"shape": list(shape)}
         passes.append(Eyes(table, image, regions, shape, batch_size or fitting_batch(image), workers).over)
     if text is not None:
         column = captions or table.caption_column
-        table.captions(column)
+        lists = table.captions(column)
         dim = encode_texts(text, ["a"]).shape[1]
         how = {"texts": column, "pooling": "mean of a row's texts", "shape": [dim]}
-        makes[f"{name}_text"] = by | {"model": text.name, **how}
+        model = {"model": text.name, "weights": weights(text)}
+        makes[f"{name}_text"] = by | model | how | {"content": {column: content(lists)}}
         reader = Reader(table, column, text, dim)
         passes.append(reader.over)
     if not makes:

@@ -1,6 +1,5 @@
 """A long pass over a table's rows: shared by ranks, killed at any moment, gone on with, ending in new columns."""
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
+from truepair.annotate.identity import difference, images
+from truepair.annotate.sharing import locked, said_by_rank_0
 from truepair.errors import UserError
 from truepair.losses.distributed import rank, world_size
 from truepair.pairs.columns import write_parquet
@@ -48,17 +49,23 @@ class Parts:
         finished = parts.finish("skipped-VERB.jsonl")
 
     A row's values must be a function of the row, the table and `made` alone, not of its chunk: then a pass that was
-    killed and gone on with, by any number of ranks, ends in the very bytes of an undisturbed one.
+    killed and gone on with, by any number of ranks, ends in the very bytes of an undisturbed one. So `made` names all
+    that they depend on, by digest where it has no other name (`identity`).
 
     Attributes: `total`, `done` rows (of all ranks, when opened), `share` rows that this rank has still to do.
     """
 
     def __init__(self, table: PairTable, out: Path, makes: dict[str, dict[str, Any]], chunk: int) -> None:
         self.table, self.out, self.makes, self.chunk = table, out, makes, chunk
-        self.folder = out.resolve().with_name(f"{out.resolve().name}.parts")
+        self.target = out.resolve()
+        if not self.target.name:
+            raise UserError(f"{out} cannot be a table; choose another --out")
+        self.folder = self.target.with_name(f"{self.target.name}.parts")
+        self._begun, self._whole = self.folder / "pass.json", self.folder / "whole"  # both hold the identity
         self.total = len(table)
         self._chunks = -(-self.total // chunk)
         self._todo: list[int] = []
+        self._identity: dict[str, Any] = {}
 
     @classmethod
     def open(
@@ -74,33 +81,62 @@ class Parts:
 
         `makes`: the columns to add and how each is made, which goes into the new table; what is there must have been
         begun with the same. Columns that the table has already need `overwrite`. `chunk`: rows of a part, else CHUNK.
-        Raises UserError for names that cannot be, for an `out` that is taken, and for parts of another pass.
+        Raises UserError, on all ranks, for names that cannot be, for an `out` that is taken, for parts of another pass,
+        and where another process is at work in the folder: from here to the end of `finish` it belongs to this one.
         """
         for name in makes:
             _check(name, table, overwrite)
         parts = cls(table, out, makes, chunk or CHUNK)
-        identity = {"columns": makes, "rows": parts.total, "images": _images(table), "chunk": parts.chunk}
-        identity = json.loads(json.dumps(identity))
-        target = out.resolve()
-        if target.exists() and not target.is_dir():
-            raise UserError(f"{out} is a file, a table needs a folder; choose another --out")
-        if not parts._named() and target.is_dir() and any(target.iterdir()):
-            raise UserError(f"{out} exists and is not empty; choose another --out or remove it")
-        try:
-            parts.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write beside {out}: {error.strerror} ({parts.folder})") from None
-        begun = parts.folder / "pass.json"
-        if begun.exists() and (any(parts.folder.glob("part-*")) or parts._named()):
-            if different := _different(json.loads(begun.read_text(encoding="utf-8")), identity):
-                raise UserError(f"{parts.folder} was begun with {different}; go on with that, or remove the folder")
-        else:
-            partial = parts.folder / f".pass.json.partial-{os.getpid()}"
-            partial.write_text(json.dumps(identity), encoding="utf-8")
-            partial.replace(begun)
-        missing = [i for i in range(parts._chunks) if not parts._named() and not parts._file(i).exists()]
-        parts._todo = _same_on_all_ranks(missing)
+        identity = {"columns": makes, "rows": parts.total, "images": images(table), "chunk": parts.chunk}
+        parts._identity = json.loads(json.dumps(identity))
+        agreed, parts._todo = said_by_rank_0(lambda: (parts._identity, parts._begin()))
+        if different := difference(agreed, parts._identity):
+            raise UserError(f"rank 0 has other inputs than rank {rank()}: {different}")
         return parts
+
+    def _begin(self) -> list[int]:
+        """Take the folder, see that what is there is of this pass; gives the numbers of the parts to make."""
+        self._refuse_taken()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write beside {self.out}: {error.strerror} ({self.folder})") from None
+        self._lock = locked(self.folder)
+        self._refuse_taken()  # by a process that has ended in between
+        named = self._named()
+        begun = self._read_identity() if named or any(self.folder.glob("part-*")) else self._identity
+        if different := difference(begun, self._identity):
+            raise UserError(f"{self.folder} was begun with {different}; go on with that, or remove the folder")
+        if not named:
+            self._write_identity(self._begun)
+        return [i for i in range(self._chunks) if not named and not self._file(i).exists()]
+
+    def _refuse_taken(self) -> None:
+        if self.target.exists() and not self.target.is_dir():
+            raise UserError(f"{self.out} is a file, a table needs a folder; choose another --out")
+        if not self._named() and self.target.is_dir() and any(self.target.iterdir()):
+            raise UserError(f"{self.out} exists and is not empty; choose another --out or remove it")
+
+    def _read_identity(self) -> dict[str, Any]:
+        """What the pass in the folder was begun with."""
+        file = self._begun if self._begun.exists() else self._whole
+        try:
+            begun: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            columns: dict[str, Any] = begun["columns"]
+            columns.items()
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{file}, which says what the parts beside it are, is damaged or missing; remove {self.folder}"
+            ) from None
+        return begun
+
+    def _write_identity(self, file: Path) -> None:
+        partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+        with partial.open("w", encoding="utf-8") as opened:
+            opened.write(json.dumps(self._identity))
+            opened.flush()
+            os.fsync(opened.fileno())
+        partial.replace(file)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"part-{number:07d}.parquet"
@@ -110,7 +146,7 @@ class Parts:
 
     def _named(self) -> bool:
         """Whether the table is whole and has its name already: a kill came while the parts were removed."""
-        return (self.folder / "whole").exists() and not (self.folder / "table").exists()
+        return self._whole.exists() and not (self.folder / "table").exists() and (self.target / "table.json").is_file()
 
     @property
     def done(self) -> int:
@@ -156,14 +192,16 @@ class Parts:
             made = table.made[next(iter(self.makes))]
         else:
             table, made = self._assemble(log)
-        for file in sorted(self.folder.iterdir(), reverse=True):  # "whole" and pass.json outlive the parts
+        for file in self.folder.iterdir():
             if file.name.startswith(("part-", ".")):
                 file.unlink()
-        (self.folder / "pass.json").unlink()
+        self._whole.unlink()  # what a kill leaves from here on is an `out` like any other
+        self._lock.close()
         shutil.rmtree(self.folder)
         return Finished(table, made["skipped"])
 
     def _assemble(self, log: str) -> tuple[PairTable, dict[str, Any]]:
+        self._whole.unlink(missing_ok=True)  # of a kill before the table had its name
         staging = self.folder / "table"
         for rest in [staging, *self.folder.glob(".table.partial-*")]:
             shutil.rmtree(rest, ignore_errors=True)  # of a kill at this place
@@ -171,12 +209,20 @@ class Parts:
         counts = self._note_skipped(staging / log, table)
         for name, made in self.makes.items():
             table.add_column(name, self._column(name), made | {"skipped": counts})
-        (self.folder / "whole").touch()
-        staging.replace(self.out.resolve())
+        self._write_identity(self._whole)
+        staging.replace(self.target)
         return PairTable.open(self.out), made | {"skipped": counts}
 
     def _column(self, name: str) -> Iterator[pa.ChunkedArray]:
-        return (pq.read_table(self._file(i), columns=[name]).column(0) for i in range(self._chunks))
+        return (self._read(i, name) for i in range(self._chunks))
+
+    def _read(self, number: int, name: str) -> pa.ChunkedArray:
+        file = self._file(number)
+        try:
+            return pq.read_table(file, columns=[name]).column(0)
+        except (OSError, pa.ArrowException) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{file} is damaged ({reason}); remove it and start again") from None
 
     def _note_skipped(self, log: Path, table: PairTable) -> dict[str, int]:
         """Write a line for every skipped row; gives how many there are for each reason."""
@@ -184,7 +230,7 @@ class Parts:
         keys = table.strings("key")
         with log.open("w", encoding="utf-8") as lines:
             for i in range(self._chunks):
-                reasons = pq.read_table(self._file(i), columns=[SKIPPED]).column(0).to_pylist()
+                reasons = self._read(i, SKIPPED).to_pylist()
                 for row, reason in zip(self._rows(i).tolist(), reasons, strict=True):
                     if reason:
                         counts[reason] += 1
@@ -199,32 +245,3 @@ def _check(name: str, table: PairTable, overwrite: bool) -> None:
         raise UserError(f"column {name!r} belongs to the index and cannot be replaced; choose another name")
     if name in table.column_names and not overwrite:
         raise UserError(f"{table.path} has a column {name!r} already; choose another --name, or --overwrite it")
-
-
-def _images(table: PairTable) -> str:
-    """What the images are, wherever the table lies: a digest of every row's own."""
-    return hashlib.sha256(table.strings("sha").blob.tobytes()).hexdigest()[:16]
-
-
-def _different(begun: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """In words, where two identities differ; "" if they do not."""
-    flat_begun, flat_wanted = _flat(begun), _flat(wanted)
-    names = [name for name in {**flat_begun, **flat_wanted} if flat_begun.get(name) != flat_wanted.get(name)]
-    return ", ".join(f"{name} {flat_begun.get(name)!r} (now {flat_wanted.get(name)!r})" for name in names)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        path = f"{prefix}.{name}" if prefix else name
-        flat |= _flat(entry, path) if isinstance(entry, dict) and entry else {path: entry}
-    return {name.removeprefix("columns."): entry for name, entry in flat.items()}
-
-
-def _same_on_all_ranks(numbers: list[int]) -> list[int]:
-    """Rank 0's list, on every rank: another may have begun to write when the last one looks."""
-    if world_size() == 1:
-        return numbers
-    agreed: list[Any] = [numbers]
-    dist.broadcast_object_list(agreed)
-    return list(agreed[0])

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from truepair.annotate.identity import digest
 from truepair.errors import UserError
 from truepair.pairs.image import Crop
 from truepair.pairs.table import PairTable
@@ -65,8 +66,8 @@ class Boxes:
     """The whole image, then its boxes: features (n, 1 + R, D), zeros where an image has fewer than R boxes.
 
     R is the longest list of the column, at most 36; further boxes are left out. A box is [x0, y0, x1, y1] in fractions
-    of the image's width and height. What lies outside [0, 1] is cut off; a box without area or with a number that is
-    not finite is left out.
+    of the image's width and height. What lies outside [0, 1] is cut off; a box without area, with a number that is
+    not finite, or that is null is left out.
 
     Raises UserError for a column that does not hold lists of four numbers.
     """
@@ -92,7 +93,8 @@ class Boxes:
         return [Crop(*corner) for corner in corners.tolist()], len(corners) < len(boxes)
 
     def made(self) -> dict[str, Any]:
-        return {"regions": "boxes", "boxes": self.column, "padding": "zeros"}
+        content = {self.column: digest(self._ends, self._boxes)}
+        return {"regions": "boxes", "boxes": self.column, "padding": "zeros", "content": content}
 
 
 Regions = Pooled | Grid | Boxes
@@ -114,10 +116,12 @@ def _read_boxes(table: PairTable, column: str) -> tuple[Any, Any]:
             lists = batch.column(0)
             counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
             inner = pc.list_flatten(lists)
-            if not pc.all(pc.equal(pc.list_value_length(inner), 4), skip_nulls=False).as_py() and len(inner):
+            if pc.any(pc.not_equal(pc.list_value_length(inner), 4)).as_py():  # a null box has no length
                 raise wrong
+            found = np.full((len(inner), 4), np.nan, np.float32)
             values = pc.list_flatten(inner).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-            boxes.append(values.reshape(-1, 4))
+            found[inner.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, 4)
+            boxes.append(found)
             ends.append(counts.astype(np.int64))
     return np.cumsum(np.concatenate(ends)), np.concatenate(boxes)
 

@@ -77,12 +77,12 @@ class Captioner:
 
         self.name, self.precision, self.prompt, self.version = name, precision, prompt, transformers.__version__
         self.preparer = preparer
-        self._model, self._tokenizer = model, tokenizer
+        self.model, self._tokenizer = model, tokenizer
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        device: torch.device = self._model.device
+        device: torch.device = self.model.device
         return device
 
     def generate(
@@ -103,7 +103,7 @@ class Captioner:
         how |= {"min_new_tokens": decoding.min_tokens, "max_new_tokens": decoding.max_tokens}
         try:
             with torch.inference_mode(), _quiet():
-                tokens = self._model.generate(**here, **how, num_return_sequences=decoding.n)
+                tokens = self.model.generate(**here, **how, num_return_sequences=decoding.n)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"{len(rows)} images at once are too many for the device's memory; lower --batch-size"

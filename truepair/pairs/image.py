@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level for decompression bombs
+MAX_RESIZED = 1 << 24  # pixels of an image resized before its centre is cut; Pillow holds four bytes for each
+MAX_ASPECT = 200  # of images handed over whole; Qwen2-VL's own preparation refuses beyond it (its code, recalled)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # an allow-list: Pillow reads others through external programs
 
 
@@ -142,15 +144,39 @@ def _centre(pixels: Image.Image, size: int, squash: bool) -> npt.NDArray[np.uint
         new_width, new_height = size, max(int(size * height / width), size)
     else:
         new_width, new_height = max(int(size * width / height), size), size
+    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
+    if new_width * new_height > MAX_RESIZED:
+        return _cut_first(pixels, size, (left, new_width), (top, new_height))
     if (new_width, new_height) != (width, height):
         pixels = pixels.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    left, top = round((new_width - size) / 2.0), round((new_height - size) / 2.0)
     return np.asarray(pixels.crop((left, top, left + size, top + size)))
 
 
+def _cut_first(pixels: Image.Image, size: int, across: tuple[int, int], down: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """What `_centre` gives, but for rounding; along each axis: where the centre begins, of how many resized pixels."""
+    (x, right), (x0, x1) = _reach(pixels.width, size, *across)
+    (y, bottom), (y0, y1) = _reach(pixels.height, size, *down)
+    near = pixels.crop((x, y, right, bottom))
+    return np.asarray(near.resize((size, size), Image.Resampling.BICUBIC, (x0 - x, y0 - y, x1 - x, y1 - y)))
+
+
+def _reach(pixels: int, size: int, start: int, resized: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Of a side of `pixels`: the span that the centre takes something from, in whole pixels, and the centre itself."""
+    scale = pixels / resized
+    margin = 2 * math.ceil(max(1, scale)) + 1  # as far as a bicubic kernel reaches
+    begin, end = start * scale, min((start + size) * scale, pixels)
+    return (max(0, math.floor(begin) - margin), min(pixels, math.ceil(end) + margin)), (begin, end)
+
+
 def decode_whole(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode to an RGB image of its own size, for models that bring their own preparation. Raises ImageError."""
+    """Decode to an RGB image of its own size, for models that bring their own preparation.
+
+    Raises ImageError, also ("extreme aspect ratio") where one side is over 200 times the other: many a preparation
+    resizes the shorter side to the model's, and a file of some hundred bytes would take gigabytes.
+    """
     with _opened(data, max_pixels) as image:
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ImageError("extreme aspect ratio", f"{image.width}x{image.height}")
         pixels = _rgb(image)
         pixels.load()
         return pixels
