@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from truepair.losses import Pooled, Softened, softmax_pairs, weighted_mean  # NEW
+from truepair.losses import Pooled, Softened, per_pair_mean, softmax_pairs, weighted_mean  # NEW
 
 BATCH, STEPS, SHARE = 32, 5, 0.4  # a rank; 0.4 of the target is the momentum copy's, as in ALBEF
 
 if "RANK" in os.environ:
     dist.init_process_group()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.manual_seed(0)  # every rank the same model and twin
 tower = {"layers": 1, "width": 64}
 model = open_clip.model.CLIP(
     embed_dim=64,
@@ -30,6 +31,8 @@ model = open_clip.model.CLIP(
 ).to(device)
 tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=16)
 twin = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+rank = dist.get_rank() if dist.is_initialized() else 0
+torch.manual_seed(rank)  # every rank its own pictures
 parallel = DistributedDataParallel(model) if dist.is_initialized() else model
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -45,13 +48,17 @@ for step in range(STEPS):
     guide_i2t = Pooled.gathered(seen, read, scale=scale.item())  # NEW
     guide_t2i = Pooled.gathered(read, seen, scale=scale.item())
     i2t, t2i = softmax_pairs(image, text, scale, Softened(guide_i2t, SHARE), Softened(guide_t2i, SHARE))  # (B,) each
-    loss = weighted_mean((i2t + t2i) / 2)  # over all ranks; weighted_mean(rows, weight) to trust pairs unequally
+    loss = weighted_mean(per_pair_mean(i2t, t2i))  # over all ranks; weighted_mean(rows, weight) trusts pairs unequally
 
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
     twin.update_parameters(model)
-    print(f"step {step}: loss {loss.item():.3f}, the pair least alike is {(image * text).sum(dim=1).argmin().item()}")
+    shown = loss.detach()
+    if dist.is_initialized():
+        dist.all_reduce(shown.div_(dist.get_world_size()))  # one rank's value is not the loss: their mean is
+    if rank == 0:
+        print(f"step {step}: loss {shown.item():.3f}")
 
 if dist.is_initialized():
     dist.destroy_process_group()

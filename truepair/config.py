@@ -85,7 +85,7 @@ class RunConfig:
 
     data: str = ""  # pair table (needed)
     out: str = ""  # the run's directory (needed)
-    method: str = "clip"  # clip, siglip or gate: docs/methods.md
+    method: str = "clip"  # clip, siglip, gate, softclip or fff: docs/methods.md; --method NAME --help shows its options
     model: str = ""  # open_clip model name or local-dir:DIR; empty: truepair-tiny, fit for a CPU
     pretrained: str = ""  # open_clip tag or file of weights to start from
     epochs: int = 32  # passes over the pairs in use

@@ -150,6 +150,8 @@ def test_a_flood_of_positives_is_complained_of() -> None:
     assert method.complaint({"mining": 0.0, "found_share": 0.0, "own_gap": 0.0}) is None
     collapsed = method.complaint({"mining": 1.0, "found_share": 0.001, "own_gap": 0.01})
     assert collapsed is not None and "0.010" in collapsed
+    emptied = method.complaint({"mining": 1.0, "found_share": 0.001, "own_gap": 0.2, "ignored": 0.9})
+    assert emptied is not None and "90%" in emptied and "--options.p-own" in emptied
 
 
 def test_features_are_the_twins_the_students_or_columns() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from truepair.losses import softmax_rows, weighted_mean
-from truepair.methods.base import Features, Inputs, Loss, Method, Pairs, per_pair_mean
+from truepair.losses import per_pair_mean, softmax_rows, weighted_mean
+from truepair.methods.base import Features, Inputs, Loss, Method, Pairs
 from truepair.methods.gate import Gate, GateOptions
 from truepair.methods.siglip import Siglip
 from truepair.models.dual import DualEncoder, create

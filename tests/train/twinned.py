@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from truepair.losses import softmax_rows, weighted_mean
-from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, per_pair_mean
+from truepair.losses import per_pair_mean, softmax_rows, weighted_mean
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
 from truepair.models import DualEncoder, Twin
 
 

@@ -12,6 +12,7 @@ from truepair.losses.objectives import Objective as Objective
 from truepair.losses.objectives import ReverseDivergence as ReverseDivergence
 from truepair.losses.pairwise import complement_rows as complement_rows
 from truepair.losses.pairwise import pairwise_losses as pairwise_losses
+from truepair.losses.pairwise import per_pair_mean as per_pair_mean
 from truepair.losses.pairwise import sigmoid_rows as sigmoid_rows
 from truepair.losses.pairwise import softmax_pairs as softmax_pairs
 from truepair.losses.pairwise import softmax_rows as softmax_rows

@@ -6,6 +6,7 @@ losses of the rows and columns that are its rank's and averages them with `weigh
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from truepair.losses.distributed import all_gather
@@ -17,8 +18,8 @@ from truepair.losses.walk import Plan, Walk
 def pairwise_losses(
     left: Tensor,
     right: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
+    scale: Tensor | float,
+    bias: Tensor | float | None = None,
     *,
     rows: Sequence[Objective] = (),
     columns: Sequence[Objective] = (),
@@ -44,14 +45,19 @@ def pairwise_losses(
     if left.shape[1:] != right.shape[1:] or pairs == 0 or max(count, width) % pairs:
         raise ValueError(f"{tuple(left.shape)} and {tuple(right.shape)} are not B and B·K vectors of one size")
     plan = Plan(pairs, count // pairs, width // pairs, tuple(rows), tuple(columns), left_queue, right_queue)
+    scale, bias = _number(scale, left), None if bias is None else _number(bias, left)
     losses: tuple[Tensor, ...] = Walk.apply(left, all_gather(right), scale, bias, plan)
     return losses[: len(rows)], losses[len(rows) :]
+
+
+def _number(value: Tensor | float, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), device=like.device)
 
 
 def softmax_pairs(
     image: Tensor,
     text: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     i2t: Target | Normalised | None = None,
     t2i: Target | Normalised | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -68,7 +74,7 @@ def softmax_pairs(
 def softmax_rows(
     queries: Tensor,
     keys: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     target: Target | Normalised | None = None,
     *,
     weight: Target | None = None,
@@ -84,8 +90,8 @@ def softmax_rows(
 def sigmoid_rows(
     queries: Tensor,
     keys: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
+    scale: Tensor | float,
+    bias: Tensor | float | None = None,
     target: Target | Normalised | None = None,
     *,
     weight: Target | None = None,
@@ -103,7 +109,7 @@ def sigmoid_rows(
 def complement_rows(
     queries: Tensor,
     keys: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     target: Target | Normalised | None = None,
     *,
     queue: Tensor | None = None,
@@ -113,3 +119,9 @@ def complement_rows(
         queries, keys, scale, rows=[Complement(target or Own(normalise=False))], right_queue=queue
     )
     return losses
+
+
+def per_pair_mean(i2t: Tensor, t2i: Tensor) -> Tensor:
+    """½(i2t + t2i) of each pair (B,): either direction's losses, (B,) or (B·K,), averaged over the pair's captions."""
+    pairs = min(len(i2t), len(t2i))
+    return (i2t.view(pairs, -1).mean(dim=1) + t2i.view(pairs, -1).mean(dim=1)) / 2

@@ -132,9 +132,3 @@ def feature_column(pairs: Pairs, name: str, dimensions: tuple[int, ...]) -> Tens
     if not finite.all():
         raise UserError(f"column {name!r} has values that are not finite, in rows {pairs.rows[~finite][:8].tolist()}")
     return values.float()
-
-
-def per_pair_mean(i2t: Tensor, t2i: Tensor) -> Tensor:
-    """½(i2t + t2i) for each pair (B,), each direction's rows (B or B·K) averaged over the pair's captions."""
-    pairs = min(len(i2t), len(t2i))
-    return (i2t.view(pairs, -1).mean(dim=1) + t2i.view(pairs, -1).mean(dim=1)) / 2

@@ -17,6 +17,7 @@ SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (our
 KEEP = 0.9  # of its former value that a running quantile keeps (ours)
 SUSPICIOUS = 0.05  # share of all other pairs, found similar enough, that is no mining any more (METHODS.md §3)
 GAP = 0.05  # cosine: own captions must be so much more similar than others', or nothing can be mined (ours)
+MOST = 0.75  # share of own captions that may be ignored without a word (ours)
 NUMBERS = ("p_it", "p_it_low", "p_ii", "p_tt", "p_own")
 
 
@@ -94,11 +95,13 @@ class Fff(Method):
         target = Assignment(s_it, s_ii, s_tt, torch.stack(p), all_gather(pairs.captions).view(len(x), -1))
         ignored, logs = None, self._idle(x.device)
         if pairs.epoch >= options.warmup_epochs:
+            own = torch.linalg.vecdot(x.repeat_interleave(len(t) // len(x), dim=0), t)  # S_it of own captions
+            gap = own.mean() - x.mean(dim=0) @ t.mean(dim=0)
+            p_own = p_own.masked_fill(gap < GAP, -torch.inf)  # nothing is known of them yet
             target, mined = mine(target, row_tiles(n, 1, captions, x.device, exact), n, options.cap, self._truth(pairs))
             ignored = Ignored(s_it, p_own) if options.p_own else None
-            own = torch.linalg.vecdot(x.repeat_interleave(len(t) // len(x), dim=0), t)  # S_it of own captions
             logs |= _counts(mined, captions * (len(x) - 1))
-            logs |= {"mining": torch.ones_like(p_own), "own_gap": own.mean() - x.mean(dim=0) @ t.mean(dim=0)}
+            logs |= {"mining": torch.ones_like(gap), "own_gap": gap}
             logs |= {"ignored": (own < p_own).float().mean()} if options.p_own else {}
         objectives = [BinaryCrossEntropy(target, ignored), BinaryCrossEntropy()]  # the second is SigLIP's
         (rows, plain), _ = pairwise_losses(features.image, features.text, scale, bias, rows=objectives)  # (n,) each
@@ -110,8 +113,13 @@ class Fff(Method):
         if figures["own_gap"] < GAP:
             return (
                 f"own captions are only {figures['own_gap']:.3f} more similar than others': the features that are "
-                "compared have collapsed, or have not learnt yet, and what they find is chance. Begin later "
-                "(--options.warmup-epochs), lower --lr, or compare by stored features (--options.similarity columns)"
+                "compared have collapsed, or have not learnt yet, and what they find is chance (no own caption is "
+                f"ignored meanwhile). {self._remedy()}"
+            )
+        if figures.get("ignored", 0.0) > MOST:
+            return (
+                f"{figures['ignored']:.0%} of all own captions are left out of the loss, as they are less alike than "
+                f"{self.options.p_own:.0%} of other pairs. Lower --options.p-own, or: {self._remedy()}"
             )
         if figures["found_share"] > SUSPICIOUS:
             return (
@@ -127,6 +135,11 @@ class Fff(Method):
     def after_step(self, model: DualEncoder) -> None:
         if self.options.similarity == "twin":
             self.twin.follow(model)
+
+    def _remedy(self) -> str:
+        if self.options.similarity == "columns":
+            return "Compare by features of a better dual encoder (truepair embed)"
+        return "Begin later (--options.warmup-epochs), or compare by stored features (--options.similarity columns)"
 
     def _truth(self, pairs: Pairs) -> tuple[Tensor, Tensor] | None:
         """What the images of the global batch show and their captions say, where the table knows."""

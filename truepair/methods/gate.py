@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from truepair.errors import UserError
-from truepair.losses import softmax_pairs, weighted_mean
-from truepair.methods.base import Features, Loss, Method, Pairs, per_pair_mean
+from truepair.losses import per_pair_mean, softmax_pairs, weighted_mean
+from truepair.methods.base import Features, Loss, Method, Pairs
 
 
 @dataclass(frozen=True)

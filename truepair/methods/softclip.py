@@ -19,9 +19,10 @@ from truepair.losses import (
     Softened,
     Tokens,
     pairwise_losses,
+    per_pair_mean,
     weighted_mean,
 )
-from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column, per_pair_mean
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column
 from truepair.models.dual import DualEncoder
 from truepair.models.twin import Twin
 

@@ -215,7 +215,9 @@ def open_model(name: str) -> DualEncoder:
         return create(name).eval()
     folder = Path(name)
     if not (folder / "run.toml").is_file():
-        raise UserError(f"{name!r} is no run (no run.toml there), and no open_clip:NAME[:TAG] or local-dir:DIR either")
+        raise UserError(
+            f"{name!r} is no run (no run.toml there), and no open_clip:NAME[:TAG], local-dir:DIR or other scheme"
+        )
     checkpoints = sorted(folder.glob("checkpoints/step-*/open_clip_config.json"))
     if not checkpoints:
         raise UserError(f"run {name} has no checkpoint yet")

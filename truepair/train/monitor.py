@@ -66,6 +66,11 @@ class Monitor:
         )
         if job.start:
             self.log.say(f"resuming after step {job.start:,}")
+        if config.pairs.synthetic and job.source.captions == 1:
+            self.log.say(
+                "warning: with --pairs.captions 1 synthetic captions serve only rows without a raw one; take 2 or more",
+                style="yellow",
+            )
         if job.without_caption:
             self.log.say(f"left out {job.without_caption:,} pairs that have no caption", style="yellow")
         return self

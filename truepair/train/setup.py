@@ -125,6 +125,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         rank=rank(),
         world=world_size(),
     )
+    for name in needs.columns:
+        table.numbers(name)  # complains before anything is written
     parallel = DistributedDataParallel(trainee) if world_size() > 1 else trainee  # waits until every rank is here
     _claim(folder, config)
     steps = order.steps * config.epochs
