@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
         fail(f"{error.strerror or error}: {error.filename or 'while writing'}; what was saved before is whole")
     except KeyboardInterrupt:
-        print("truepair: interrupted", file=sys.stderr)
+        kept = "; what is done is kept, the same command goes on" if verb in ("embed", "caption") else ""
+        print(f"truepair: interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -184,7 +184,8 @@ def open_captioner(
             tokenizer = processor.tokenizer if whole else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except UNUSABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"captioner {name!r} cannot be loaded: {reason}") from error
+        here = "" if Path(path).is_dir() else f" (there is no folder {where}, so the hub was asked)"
+        raise UserError(f"captioner {name!r} cannot be loaded{here}: {reason}") from error
     tokenizer.padding_side = "left"
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
