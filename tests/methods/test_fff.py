@@ -110,6 +110,16 @@ def test_own_captions_that_similarity_calls_wrong_neither_attract_nor_repel() ->
     torch.testing.assert_close(found.per_pair, siglip.detach())  # the noise model still hears of it
 
 
+def test_no_own_caption_is_ignored_while_own_ones_are_no_more_alike_than_others() -> None:
+    x, t = unit(200, 5, 64), unit(200, 6, 64)  # a twin that knows nothing calls 95 of 100 own captions wrong
+    blind, features = loss(FffOptions(p_it=1.0, p_it_low=1.0, p_ii=1.0, p_tt=1.0), x, t)
+    assert blind.logs["ignored"].item() == 0 and abs(blind.logs["own_gap"].item()) < 0.05
+    siglip = plain(features, torch.eye(200, dtype=torch.bool))  # but for a pair above the sampled highest quantile
+    assert blind.total.item() == pytest.approx(siglip.item(), rel=1e-3)
+    seeing, _ = loss(FffOptions(p_it=1.0, p_it_low=1.0, p_ii=1.0, p_tt=1.0), x, normalize(t + 0.5 * x, dim=1))
+    assert 0 < seeing.logs["ignored"].item() < 0.5
+
+
 def test_quantiles_are_those_of_similarities_between_different_pairs_and_run_on() -> None:
     torch.manual_seed(0)
     x, t = unit(300, 5, 16).float(), unit(300, 6, 16).float()
