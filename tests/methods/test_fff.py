@@ -116,8 +116,8 @@ def test_no_own_caption_is_ignored_while_own_ones_are_no_more_alike_than_others(
     assert blind.logs["ignored"].item() == 0 and abs(blind.logs["own_gap"].item()) < 0.05
     siglip = plain(features, torch.eye(200, dtype=torch.bool))  # but for a pair above the sampled highest quantile
     assert blind.total.item() == pytest.approx(siglip.item(), rel=1e-3)
-    seeing, _ = loss(FffOptions(p_it=1.0, p_it_low=1.0, p_ii=1.0, p_tt=1.0), x, normalize(t + 0.5 * x, dim=1))
-    assert 0 < seeing.logs["ignored"].item() < 0.5
+    seeing, _ = loss(FffOptions(p_it=1.0, p_it_low=1.0, p_ii=1.0, p_tt=1.0), x, normalize(t + 0.2 * x, dim=1))
+    assert 0.2 < seeing.logs["ignored"].item() < 0.8
 
 
 def test_quantiles_are_those_of_similarities_between_different_pairs_and_run_on() -> None:
