@@ -1,6 +1,7 @@
 """Methods on noisy emoji, evaluated on an artist never seen in training: the demo's model and schedule, several seeds.
 
     python benchmarks/methods.py --out work --jobs 2 [--image-model timm:... --text-model sentence-transformers:...]
+    python benchmarks/methods.py --out work --kinds shuffle truncate --rows clip gate nlip [--completion-epoch 9]
 
 Makes the corpus, corrupts it, embeds it where guidance models are given, trains every cell with `truepair train` on one
 thread, and prints a table. A cell whose result is there is not run again. WORK/cells/NAME holds the run, NAME.json its
@@ -22,6 +23,11 @@ import truepair
 
 RECIPE = Path(truepair.__file__).with_name("demo.toml")
 GUIDED = ("--options.image-features", "seen_image", "--options.text-features", "read_text")
+NLIP = {  # row: flags; the rows with completion also get --completion.start
+    "nlip, harmonization": ("--options.captioning", "0"),
+    "nlip, completion": ("--options.smoothing", "0"),
+    "nlip": (),
+}
 FIGURES = {"top-1": "top1", "top-5": "top5", "R@1 t→i": "text_to_image_r1"}
 
 
@@ -32,20 +38,28 @@ class Cell:
     row: str
     method: str
     flags: tuple[str, ...]
+    kind: str
     rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.row.replace(' ', '-').replace(',', '')}-{round(100 * self.rate)}-{self.seed}"
+        return f"{self.row.replace(' ', '-').replace(',', '')}-{noise(self.kind, self.rate)}-{self.seed}"
 
 
-def rows(rate: float, guided: bool) -> list[tuple[str, str, tuple[str, ...]]]:
+def noise(kind: str, rate: float) -> str:
+    """A name for a kind of noise and its rate; shuffled captions are meant where no kind is named."""
+    return f"{'' if kind == 'shuffle' or not rate else kind + '-'}{round(100 * rate)}"
+
+
+def rows(rate: float, guided: bool, completion_epoch: int) -> list[tuple[str, str, tuple[str, ...]]]:
     """Name, method and flags of each row of the table."""
     truth = "label" if rate == 0 else "label@caption_from"
     counted = ("--options.image-truth", "label", "--options.caption-truth", truth)
-    found = [("clip", "clip", ()), ("siglip", "siglip", ()), ("softclip", "softclip", ()), ("fff", "fff", counted)]
-    return found + [("softclip, stored features", "softclip", GUIDED)] * guided
+    found = [(name, name, ()) for name in ("clip", "siglip", "gate", "softclip")] + [("fff", "fff", counted)]
+    found += [("softclip, stored features", "softclip", GUIDED)] * guided
+    completed = ("--completion.start", str(completion_epoch))
+    return found + [(name, "nlip", flags + completed * (name != "nlip, harmonization")) for name, flags in NLIP.items()]
 
 
 def truepair_(*words: str | Path, log: Path | None = None) -> str:
@@ -58,15 +72,15 @@ def truepair_(*words: str | Path, log: Path | None = None) -> str:
         ).stdout
 
 
-def table_of(work: Path, rate: float, seed: int, args: argparse.Namespace) -> Path:
-    """The pair table of a rate and seed, with feature columns if there are models for them: images once, texts anew."""
+def table_of(work: Path, kind: str, rate: float, seed: int, args: argparse.Namespace) -> Path:
+    """The pair table of a noise and seed, with feature columns if there are models: images once, texts anew."""
     table = work / "emoji" / "train"
     if args.image_model:
         table = embedded(table, work / "seen", args.image_model)
     if rate:
-        clean, table = table, work / f"noisy-{round(100 * rate)}-{seed}"
+        clean, table = table, work / f"noisy-{noise(kind, rate)}-{seed}"
         if not table.exists():
-            truepair_("corrupt", clean, "--rate", str(rate), "--seed", str(seed), "--out", table)
+            truepair_("corrupt", clean, "--kind", kind, "--rate", str(rate), "--seed", str(seed), "--out", table)
     return embedded(table, work / f"{table.name}-read", args.text_model) if args.text_model else table
 
 
@@ -117,6 +131,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--kinds", nargs="+", default=["shuffle"], help="of noise; rate 0 is run once")
+    parser.add_argument("--rows", nargs="+", default=[], help="of the table, by name; default: all")
+    parser.add_argument("--completion-epoch", type=int, default=9, help="of nlip")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.4])
     parser.add_argument(
         "--image-model", default="", help="of truepair embed: guidance for SoftCLIP from stored features"
@@ -128,21 +145,31 @@ def main() -> None:
     if not (work / "emoji" / "zeroshot").exists():
         truepair_("data", "emoji", "--out", work / "emoji")
     guided = bool(args.image_model and args.text_model)
-    grid = list(itertools.product(args.seeds, args.rates))
-    tables = {(rate, seed): table_of(work, rate, seed, args) for seed, rate in grid}
-    cells = [Cell(*row, rate, seed) for seed, rate in grid for row in rows(rate, guided)]
+    noises = list(dict.fromkeys((kind if rate else args.kinds[0], rate) for kind in args.kinds for rate in args.rates))
+    grid = list(itertools.product(args.seeds, noises))
+    tables = {(*what, seed): table_of(work, *what, seed, args) for seed, what in grid}
+    cells = [
+        Cell(*row, *what, seed)
+        for seed, what in grid
+        for row in rows(what[1], guided, args.completion_epoch)
+        if not args.rows or row[0] in args.rows
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda cell: run(cell, work, tables[cell.rate, cell.seed]), cells))
+        results = list(pool.map(lambda cell: run(cell, work, tables[cell.kind, cell.rate, cell.seed]), cells))
     (work / "results.json").write_text(json.dumps(results, indent=1))
     print(f"| method | noise | {' | '.join(FIGURES)} | AUROC | samples/s |\n|---|--:|{'--:|' * (len(FIGURES) + 2)}")
-    for rate in args.rates:
+    for kind, rate in noises:
         for name in dict.fromkeys(cell.row for cell in cells):
-            mine = [r for r, cell in zip(results, cells, strict=True) if (cell.row, cell.rate) == (name, rate)]
+            mine = [
+                r
+                for r, cell in zip(results, cells, strict=True)
+                if (cell.row, cell.kind, cell.rate) == (name, kind, rate)
+            ]
             figures = [shown([100 * r["figures"][key] for r in mine]) for key in FIGURES.values()]
             detected = [r["auroc"] for r in mine if r["auroc"] is not None]
             figures.append(f"{statistics.mean(detected):.3f}" if detected else "")
             figures.append(f"{statistics.mean(r['samples_per_s'] for r in mine):.0f}")
-            print(f"| {name} | {rate:.0%} | {' | '.join(figures)} |")
+            print(f"| {name} | {rate:.0%}{' ' + kind if rate else ''} | {' | '.join(figures)} |")
     for r, cell in zip(results, cells, strict=True):
         if m := r["mined"]:
             precision = m["new_true"] / max(m["new_positives"], 1e-9)

@@ -22,6 +22,8 @@ class PairsConfig:
     caption_column: str = ""  # the table's column of captions; empty: the one in force
     captions: int = 1  # captions of a row in a batch (K)
     synthetic: str = ""  # column of synthetic captions: of a row's K, the first is a raw one, the others are synthetic
+    completion: Literal["both", "sample", "replace"] = "both"  # sample: each with probability p_noise
+    replace_above: float = 0.5  # with completion "replace", pairs at least so noisy have synthetic captions alone
     draw: Literal["random", "first"] = "random"  # which K of a row's captions: anew each epoch, or always the first
     unique: Literal["none", "caption", "image", "both"] = "none"  # no equal images or lists of captions in a batch
     max_p_noise: float = 1.0  # leave out pairs that the table's column p_noise calls noisier than this
@@ -57,7 +59,19 @@ class NoiseConfig:
     """The model of which pairs are mismatched: a mixture over the per-pair losses of each epoch."""
 
     warmup_epochs: int = 3  # epochs before the first fit; ours, see docs/noise-model.md
+    loss_source: Literal["epoch", "pass"] = "epoch"  # of its steps, or of all pairs in a pass at its end
     average: float = 0.0  # share of its former value that a pair's loss keeps (0: the last epoch's loss alone)
+
+
+@dataclass
+class CompletionConfig:
+    """Captions that the run writes itself for the pairs it doubts, in the middle, to learn from afterwards (nlip)."""
+
+    start: int = 0  # epochs before they are written; 0: never
+    mode: Literal["sample", "replace", "both"] = "sample"  # how they serve, see --pairs.completion; METHODS.md §2
+    min_p_noise: float = 0.5  # pairs at least so noisy get one; ours
+    accept: Literal["all", "better"] = "better"  # better: no less similar to the image than the raw caption; ours
+    decoding: Literal["nucleus", "beam", "greedy"] = "beam"  # truepair caption --help; ours
 
 
 @dataclass
@@ -85,7 +99,7 @@ class RunConfig:
 
     data: str = ""  # pair table (needed)
     out: str = ""  # the run's directory (needed)
-    method: str = "clip"  # clip, siglip, gate, softclip or fff: docs/methods.md; --method NAME --help shows its options
+    method: str = "clip"  # clip, siglip, gate, softclip, fff, nlip: docs/methods.md; --method NAME --help shows options
     model: str = ""  # open_clip model name or local-dir:DIR; empty: truepair-tiny, fit for a CPU
     pretrained: str = ""  # open_clip tag or file of weights to start from
     epochs: int = 32  # passes over the pairs in use
@@ -103,6 +117,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    completion: CompletionConfig = field(default_factory=CompletionConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)  # of the method

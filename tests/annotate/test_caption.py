@@ -1,4 +1,4 @@
-"""Captions by a real (tiny) BLIP-2 become a column; nothing that happens on the way changes or loses one."""
+"""Captions by a tiny BLIP-2, or by a run's captioner, become columns; nothing on the way changes or loses one."""
 
 import dataclasses
 import io
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_captioners import CONCEPTS, SHOWN, live_captioner, save_run
 
 import truepair
 from truepair.annotate import parts
@@ -24,6 +25,8 @@ from truepair.annotate.caption import Captioned, caption_table
 from truepair.cli.caption import Caption, caption
 from truepair.errors import UserError
 from truepair.models.image_to_text import Captioner, Decoding, open_captioner
+from truepair.models.likeness import Judge
+from truepair.models.run_captioner import RunCaptioner, open_run_captioner
 from truepair.pairs.index import index
 from truepair.pairs.table import PairTable
 
@@ -35,12 +38,24 @@ def blip2(captioner_folders: dict[str, Path]) -> Captioner:
     return open_captioner(f"hf:{captioner_folders['blip2']}")
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs") / "run", live_captioner())
+
+
+@pytest.fixture
+def own(run: Path) -> RunCaptioner:
+    return open_run_captioner(run)
+
+
 @pytest.fixture
 def table(scenes: Path) -> PairTable:
     return PairTable.open(scenes / "test")
 
 
-def captioned(table: PairTable, captioner: Captioner, out: Path, **changes: Any) -> tuple[Captioned, list[list[str]]]:
+def captioned(
+    table: PairTable, captioner: Captioner | RunCaptioner, out: Path, **changes: Any
+) -> tuple[Captioned, list[list[str]]]:
     result = caption_table(table, captioner, out, **({"decoding": SHORT} | changes))
     assert result is not None
     column = PairTable.open(out).captions(result.column)
@@ -215,6 +230,145 @@ def test_a_damaged_shard_does_not_stop_a_pass_that_goes_on_at_it(
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
+def lists_of(table: PairTable, name: str) -> list[list[str]]:
+    return [table.captions(name)[row] for row in range(len(table))]
+
+
+def cosines(captioner: RunCaptioner, table: PairTable, row: int, texts: list[str]) -> list[float]:
+    """By the run's towers alone, one image and one text at a time."""
+    image = Image.open(io.BytesIO(table.image_bytes(row))).convert("RGB")
+    model = captioner.towers
+    with torch.no_grad():
+        seen = model.encode_image(captioner.preparer([image])["pixels"])
+        return [float(seen @ model.encode_text(model.tokenize([text])).T) for text in texts]
+
+
+def test_a_runs_captions_come_with_concepts_scores_and_who_wrote_them(
+    table: PairTable, own: RunCaptioner, run: Path, tmp_path: Path
+) -> None:
+    result, lists = captioned(table, own, tmp_path / "out", seed=4)
+    new = PairTable.open(tmp_path / "out")
+    assert set(new.column_names) - set(table.column_names) == {
+        *("synthetic", "synthetic_score", "synthetic_raw_score", "synthetic_rejected", "synthetic_concepts")
+    }
+    for row, (texts, concepts) in enumerate(zip(lists, lists_of(new, "synthetic_concepts"), strict=True)):
+        assert texts and len(concepts) == SHOWN and set(concepts) <= set(CONCEPTS)
+        best, best_raw = (max(cosines(own, table, row, of)) for of in (texts, table.captions()[row]))
+        np.testing.assert_allclose(new.numbers("synthetic_score")[row], best, atol=2e-5)
+        np.testing.assert_allclose(new.numbers("synthetic_raw_score")[row], best_raw, atol=2e-5)
+    assert not any(lists_of(new, "synthetic_rejected")) and result.rejected == 0
+    better = new.numbers("synthetic_score") >= new.numbers("synthetic_raw_score")
+    assert (result.judged, result.better) == (51, int(better.sum())) and 0 < better.sum() < 51
+    made = new.made["synthetic"]
+    assert (made["model"], made["step"], made["concepts_per_image"]) == (str(run), 24, SHOWN)
+    assert (made["accept"], made["seed"], made["prompt"]) == ("all", 4, "") and made["weights"]
+    assert all(new.made[name] == made for name in new.made if name.startswith("synthetic"))
+
+
+def test_only_captions_no_worse_than_the_best_raw_one_are_accepted_and_the_others_are_kept_apart(
+    table: PairTable, own: RunCaptioner, tmp_path: Path
+) -> None:
+    _, everything = captioned(table, own, tmp_path / "all")
+    result, kept = captioned(table, own, tmp_path / "better", accept="better")
+    before, new = PairTable.open(tmp_path / "all"), PairTable.open(tmp_path / "better")
+    rejected = lists_of(new, "synthetic_rejected")
+    for row in range(len(table)):
+        raw = max(cosines(own, table, row, table.captions()[row]))
+        scores = cosines(own, table, row, everything[row])
+        assert kept[row] == [text for text, score in zip(everything[row], scores, strict=True) if score >= raw]
+        assert rejected[row] == [text for text in everything[row] if text not in kept[row]]
+    left = [row for row, texts in enumerate(kept) if not texts]
+    assert 0 < len(left) < 51 and result.skipped == {"no better than the raw caption": len(left)}
+    lines = [json.loads(line) for line in (tmp_path / "better" / "skipped-caption.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == left
+    assert result.rejected == sum(map(len, rejected)) and result.rows == 51 - len(left)
+    assert lists_of(new, "caption") == lists_of(table, "caption")
+    for name in ("synthetic_score", "synthetic_raw_score"):  # of the best written one, whether kept or not
+        assert (new.numbers(name) == before.numbers(name)).all()
+
+
+def test_a_caption_that_says_what_the_raw_one_says_is_accepted(
+    table: PairTable, own: RunCaptioner, tmp_path: Path
+) -> None:
+    _, written = captioned(table, own, tmp_path / "all")
+    known = table.derive(tmp_path / "known")
+    known.add_column("said", [texts[-1:] for texts in written], {})
+    result, kept = captioned(known, own, tmp_path / "out", accept="better", raw="said")
+    assert all(texts[-1] in left for texts, left in zip(written, kept, strict=True)) and result.better == 51
+
+
+def test_a_pair_without_raw_captions_keeps_what_is_written_and_one_not_looked_at_has_no_score(
+    table: PairTable, own: RunCaptioner, tmp_path: Path
+) -> None:
+    doubted = table.derive(tmp_path / "doubted")
+    doubted.add_column("p_noise", (np.arange(51) % 2).astype(np.float32), {})
+    doubted.add_column("few", [["", "  "] if row % 3 else ["a ring"] for row in range(51)], {})
+    result, lists = captioned(doubted, own, tmp_path / "out", min_p_noise=0.5, accept="better", raw="few")
+    new = PairTable.open(tmp_path / "out")
+    looked, has_raw = np.arange(51) % 2 == 1, np.arange(51) % 3 == 0
+    assert (np.isfinite(new.numbers("synthetic_score")) == looked).all()
+    assert (np.isfinite(new.numbers("synthetic_raw_score")) == (looked & has_raw)).all()
+    assert all(lists[row] for row in np.flatnonzero(looked & ~has_raw)) and result.judged == (looked & has_raw).sum()
+    assert not any(lists[row] for row in np.flatnonzero(~looked))
+    doubted.add_column("few", [["a star"]] * 51, {})
+    with pytest.raises(UserError, match="no column 'nothing'"):
+        captioned(doubted, own, tmp_path / "none", raw="nothing")
+
+
+def test_a_judge_compares_what_an_external_captioner_writes(
+    table: PairTable, blip2: Captioner, own: RunCaptioner, tmp_path: Path
+) -> None:
+    _, alone = captioned(table, blip2, tmp_path / "alone")
+    judge = Judge(own.towers)
+    result, lists = captioned(table, blip2, tmp_path / "judged", judge=judge, workers=1)
+    new = PairTable.open(tmp_path / "judged")
+    assert lists == alone and "synthetic_concepts" not in new.column_names and result.judged == 51
+    for row in (0, 17, 50):
+        np.testing.assert_allclose(
+            new.numbers("synthetic_score")[row], max(cosines(own, table, row, lists[row])), atol=2e-5
+        )
+    assert new.made["synthetic"]["judge"]["model"] == own.towers.name
+    _, kept = captioned(table, blip2, tmp_path / "better", judge=judge, accept="better")
+    assert any(kept) and kept != alone and all(set(a) <= set(b) for a, b in zip(kept, alone, strict=True))
+    with pytest.raises(UserError, match="--accept better compares captions by two towers"):
+        captioned(table, blip2, tmp_path / "none", accept="better")
+
+
+def test_scores_of_captions_that_are_overwritten_do_not_stay_behind(
+    table: PairTable, blip2: Captioner, own: RunCaptioner, tmp_path: Path
+) -> None:
+    captioned(table, own, tmp_path / "out", accept="better")
+    former = PairTable.open(tmp_path / "out")
+    with pytest.raises(UserError, match=r"synthetic_concepts, synthetic_raw_score, .* of captions overwritten"):
+        captioned(former, blip2, tmp_path / "next", overwrite=True)
+    captioned(former, own, tmp_path / "next", overwrite=True)
+    assert not any(lists_of(PairTable.open(tmp_path / "next"), "synthetic_rejected"))
+
+
+def test_captions_of_other_raw_ones_or_another_rule_are_not_gone_on_with(
+    table: PairTable, own: RunCaptioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = table.derive(tmp_path / "other")
+    other.add_column("few", [["a ring"]] * 51, {})
+    monkeypatch.setattr(parts.Parts, "finish", lambda *_: None)  # as if killed before
+    assert caption_table(other, own, tmp_path / "out", decoding=SHORT) is None
+    with pytest.raises(UserError, match=r"synthetic\.accept 'all' \(now 'better'\)"):
+        caption_table(other, own, tmp_path / "out", decoding=SHORT, accept="better")
+    with pytest.raises(UserError, match=r"synthetic\.content\.raw captions '\w+' \(now '\w+'\)"):
+        caption_table(other, own, tmp_path / "out", decoding=SHORT, raw="few")
+    assert caption_table(other, own, tmp_path / "out", decoding=SHORT) is None
+
+
+def test_a_run_that_trains_on_is_left_as_it_was(table: PairTable, run: Path, tmp_path: Path) -> None:
+    live = live_captioner()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _, lists = captioned(table, live, tmp_path / "live", workers=1, batch_size=51)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(part.training for part in live.model.modules())
+    assert captioned(table, open_run_captioner(run), tmp_path / "saved", batch_size=51)[1] == lists
+
+
 def halting_at_the_third_part(replace: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
     """Renames as `replace`, but stops for ever before it gives the third part its name, and says so."""
 
@@ -239,13 +393,22 @@ def in_process(args: Caption, **environment: str) -> Any:
     return process
 
 
+@pytest.mark.parametrize("by", ["hf", "run"])
 def test_killed_and_gone_on_with_by_two_ranks_it_ends_in_the_same_bytes(
-    table: PairTable, captioner_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: PairTable,
+    captioner_folders: dict[str, Path],
+    run: Path,
+    by: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(parts, "CHUNK", 4)
     flags: dict[str, Any] = {"n": 2, "min_tokens": 1, "max_tokens": 6, "batch_size": 3, "workers": 0, "device": "cpu"}
-    whole = Caption(table.path, f"hf:{captioner_folders['blip2']}", tmp_path / "whole", **flags)
-    assert caption(whole)["rows"] == 51
+    if by == "run":
+        flags |= {"accept": "better"}
+    model = str(run) if by == "run" else f"hf:{captioner_folders['blip2']}"
+    whole = Caption(table.path, model, tmp_path / "whole", **flags)
+    assert caption(whole)["looked_at"] == 51
     killed = dataclasses.replace(whole, out=tmp_path / "killed")
     with monkeypatch.context() as slow:
         slow.setattr(Path, "replace", halting_at_the_third_part(Path.replace))

@@ -108,6 +108,7 @@ def of_method(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         pairs = Pairs(torch.arange(len(image)), 1 - weight, {}, epoch=3.5, epochs=4, captions=ids)
         twin = {"r": image.detach(), "t": text[::CAPTIONS].detach()} if name == "softclip" else {}
         twin |= {"x": image.detach(), "t": text.detach()} if name == "fff" else {}
+        twin |= {"nll": (text * text.cumsum(dim=1)).sum(dim=1)} if name == "nlip" else {}  # of something
         result = kind(kind.Options()).loss(Features(image, text, twin), scale, bias, pairs)
         return result.per_pair, result.total
 

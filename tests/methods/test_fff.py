@@ -169,11 +169,11 @@ def test_features_are_the_twins_the_students_or_columns() -> None:
     images = torch.randint(0, 256, (1, 3, 3, 32, 32), dtype=torch.uint8)
     inputs = Inputs(images, model.tokenize(["a", "b", "c"]))
     twin = Fff(FffOptions())
-    twin.bind(model)
+    twin.bind(model, None, None)
     observed = twin.observe(model, inputs)
     assert observed["x"].shape == observed["t"].shape == (3, 32) and not observed["x"].requires_grad
     student = Fff(FffOptions(similarity="student"))
-    student.bind(model)
+    student.bind(model, None, None)
     assert student.observe(model, inputs) == {} and not list(student.parameters())
     columns = FffOptions(similarity="columns", image_features="a", text_features="b", **ABSOLUTE)
     assert Fff(columns).needs.columns == ("a", "b")

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -19,6 +20,7 @@ from truepair.losses import compile_tiles, reference
 from truepair.methods import METHODS, method_class
 from truepair.methods.base import Features, Inputs, Loss, Method, Pairs
 from truepair.models import create
+from truepair.pairs.table import PairTable
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-11}
 SCALE = torch.tensor(12.0, dtype=torch.float64, requires_grad=True)
@@ -45,7 +47,11 @@ def loss(method: str, pairs: Features, p_noise: Tensor | None = None, **options:
     p_noise = torch.zeros(batch) if p_noise is None else p_noise
     known = Pairs(torch.arange(batch), p_noise, {}, epoch=2.5, epochs=10, captions=torch.arange(len(pairs.text)))
     image, text = pairs.image.detach(), pairs.text.detach()
-    twin = {"softclip": {"r": image, "t": text[:batch]}, "fff": {"x": image, "t": text}}
+    twin = {
+        "softclip": {"r": image, "t": text[:batch]},
+        "fff": {"x": image, "t": text},
+        "nlip": {"nll": text.sum(dim=1)},
+    }
     return kind(kind.Options(**options)).loss(
         Features(pairs.image, pairs.text, twin.get(method, {})), SCALE, BIAS, known
     )
@@ -197,11 +203,12 @@ def test_every_method_is_built_from_its_options_and_says_what_it_is(name: str) -
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_embeds_images_and_captions_with_gradient(name: str) -> None:
-    kind = METHODS[name]
-    model = create("truepair-test")
+def test_a_method_embeds_images_and_captions_with_gradient(name: str, scenes: Path) -> None:
+    table, model = PairTable.open(scenes / "train"), create("truepair-test")
+    method = METHODS[name](METHODS[name].Options())
+    method.bind(model, table, table.captions())
     images = torch.randint(0, 256, (1, 2, 3, 32, 32), dtype=torch.uint8)
-    found = kind(kind.Options()).embed(model, Inputs(images, model.tokenize(["a", "b", "c", "d"])))
+    found = method.embed(model, Inputs(images, model.tokenize(["a", "b", "c", "d"])))
     assert found.image.shape == (2, 32) and found.text.shape == (4, 32)
     assert found.image.requires_grad and found.text.requires_grad
 

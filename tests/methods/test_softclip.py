@@ -64,7 +64,7 @@ def test_the_loss_of_a_pair_for_the_noise_model_is_clips() -> None:
 def test_the_twin_guides_with_a_set_of_tokens_or_a_vector_a_pair(twin: str, captions: int) -> None:
     model = create("truepair-test")
     method = Softclip(SoftclipOptions(twin=twin))
-    method.bind(model)
+    method.bind(model, None, None)
     images = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
     inputs = Inputs(
         images, model.tokenize(["a red cat", "two", "a blue dog"] * (4 * captions // 3) + ["end"] * (4 * captions % 3))
@@ -87,7 +87,7 @@ def test_feature_columns_take_the_twins_place(regions: bool) -> None:
     r, t = unit(5, 3), unit(5, 4)
     method = Softclip(SoftclipOptions(image_features="seen_image", text_features="read_text"))
     assert method.needs.columns == ("seen_image", "read_text")
-    method.bind(create("truepair-test"))
+    method.bind(create("truepair-test"), None, None)
     assert not list(method.parameters())
     seen = r[:, None].half() if regions else r.half()  # one region is the whole image
     image, text = unit(5, 1), unit(5, 2)
@@ -101,7 +101,7 @@ def test_feature_columns_take_the_twins_place(regions: bool) -> None:
 def test_the_twin_follows_the_student_and_is_kept_with_the_method() -> None:
     model = create("truepair-test")
     method = Softclip(SoftclipOptions(momentum=0.5))
-    method.bind(model)
+    method.bind(model, None, None)
     before = method.twin.towers.scale.item()
     with torch.no_grad():
         model.clip.logit_scale.add_(1.0)

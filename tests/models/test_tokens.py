@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from truepair.errors import UserError
 from truepair.models import DualEncoder, create, image_tokens, text_tokens
-from truepair.models.tokens import words
+from truepair.models.tokens import encode_image_with_tokens, token_width, words
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -117,6 +117,43 @@ def test_a_map_with_its_channels_last_is_read_as_such() -> None:
     torch.testing.assert_close(image_tokens(model, images(model)), wanted, **CLOSE)
 
 
+EVERY_TOWER = ["kind-custom", "kind-coca", "truepair-tiny", *(f"tower-{name}" for name in TOWERS)]
+
+
+@pytest.mark.parametrize("name", EVERY_TOWER)
+def test_one_pass_gives_the_features_of_an_image_and_its_tokens(name: str) -> None:
+    model = fresh(name)
+    passes: list[Tensor] = []
+    first = next(module for module in model.clip.visual.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda module, given, out: passes.append(out))
+    features, cells = encode_image_with_tokens(model, images(model))
+    assert len(passes) == 1
+    torch.testing.assert_close(features, model.encode_image(images(model)), **CLOSE)
+    torch.testing.assert_close(normalize(cells, dim=-1), image_tokens(model, images(model)), **CLOSE)
+    assert features.dtype == cells.dtype == torch.float32
+    assert cells.shape[2] == token_width(model) and (cells.norm(dim=-1) - 1).abs().max() > 0.1
+    (features[0, 0] + cells[0, 0, 0]).backward()
+    assert first.weight.grad is not None and first.weight.grad.any()
+
+
+def test_the_gradient_of_one_pass_is_that_of_the_two_passes_it_stands_for() -> None:
+    model = fresh("kind-custom")
+    weight = model.clip.visual.conv1.weight
+    features, cells = encode_image_with_tokens(model, images(model))
+    found = torch.autograd.grad(features[:, 0].sum() + normalize(cells, dim=-1)[..., 1].sum(), weight)[0]
+    two = model.encode_image(images(model))[:, 0].sum() + image_tokens(model, images(model))[..., 1].sum()
+    torch.testing.assert_close(found, torch.autograd.grad(two, weight)[0], **CLOSE)
+
+
+@torch.no_grad()
+def test_features_and_tokens_of_one_pass_are_float32_also_under_autocast() -> None:
+    model = fresh("truepair-tiny")
+    with torch.autocast("cpu", torch.bfloat16):
+        features, cells = encode_image_with_tokens(model, images(model))
+        torch.testing.assert_close(features, model.encode_image(images(model)), **CLOSE)
+    assert features.dtype == cells.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["custom", "eos", "sigmoid", "bidirectional", "last"])
 @torch.no_grad()
 def test_word_tokens_are_those_that_open_clip_outputs_of_padded_captions(kind: str) -> None:
@@ -216,9 +253,12 @@ def test_towers_without_tokens_are_refused_by_name() -> None:
     model.clip.visual.trunk = Opaque()
     with pytest.raises(UserError, match=r"image tower of model 'truepair-tiny' \(Opaque\) gives no patch tokens"):
         image_tokens(model, given)
-    model.clip.visual = Opaque()
     with pytest.raises(UserError, match="gives no patch tokens"):
-        image_tokens(model, given)
+        encode_image_with_tokens(model, given)
+    model.clip.visual = Opaque()
+    for without in (lambda: image_tokens(model, given), lambda: token_width(model)):
+        with pytest.raises(UserError, match="gives no patch tokens"):
+            without()
     model.clip.text = Opaque()
     with pytest.raises(UserError, match=r"text tower of model 'truepair-tiny' \(Opaque\) gives no word tokens"):
         text_tokens(model, tokens)

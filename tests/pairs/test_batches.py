@@ -29,7 +29,7 @@ def source(table: PairTable, rows: Any = None, batch: int = 16, groups: Any = ()
 
 
 def same(first: Batch, second: Batch) -> bool:
-    tensors = [(b.rows, b.images, b.tokens, b.caption_ids, *b.columns.values()) for b in (first, second)]
+    tensors = [(b.rows, b.images, b.tokens, b.caption_ids, b.synthetic, *b.columns.values()) for b in (first, second)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True)) and first.skipped == second.skipped
 
 
@@ -168,6 +168,64 @@ def test_synthetic_captions_follow_a_raw_one_and_ids_tell_equal_texts(scenes: Pa
     assert batch.caption_ids.shape == (48,) and len(set(texts)) < 48
     for text, number in zip(texts, batch.caption_ids, strict=True):
         assert [text == other for other in texts] == (batch.caption_ids == number).tolist()
+
+
+@pytest.fixture
+def completed(scenes: Path, tmp_path: Path) -> PairTable:
+    """Every row has the synthetic captions "S" and "T" but for every 8th; p_noise rises from 0 to 1 in the table."""
+    table = PairTable.open(scenes / "train").derive(tmp_path / "completed")
+    table.add_column("written", [["S", "T"] if row % 8 else [] for row in range(256)], {})
+    table.add_column("p_noise", np.linspace(0, 1, 256, dtype=np.float32), {})
+    return table
+
+
+SYNTHETIC = TOKENIZER(["S", "T"])[:, :8].tolist()
+
+
+def test_a_batch_says_which_captions_are_synthetic(completed: PairTable) -> None:
+    for completion in ("both", "sample", "replace"):
+        made = source(completed, captions=2, synthetic="written", completion=completion)
+        for batch in batches(made, 0, 4, workers=0):
+            assert batch.synthetic.shape == (32,) and batch.synthetic.dtype == torch.bool
+            assert [tokens[:8] in SYNTHETIC for tokens in batch.tokens.tolist()] == batch.synthetic.tolist()
+    assert not source(completed, captions=2)[0].synthetic.any()
+
+
+def test_noisy_pairs_are_completed_in_proportion_or_from_a_threshold_on(completed: PairTable) -> None:
+    written = np.arange(256) % 8 > 0
+    p_noise = completed.numbers("p_noise")
+    count = np.zeros(256)
+    made = source(completed, batch=256, synthetic="written", completion="sample")
+    for batch in batches(made, 0, 40, workers=0):
+        count[batch.rows.numpy()] += batch.synthetic.numpy()
+    assert not count[~written].any() and count.sum() > 0
+    expected = 40 * p_noise[written].sum()
+    assert abs(count.sum() - expected) < 4.5 * np.sqrt((40 * p_noise * (1 - p_noise))[written].sum())
+
+    made = source(completed, captions=2, synthetic="written", completion="replace", replace_above=0.7)
+    for batch in batches(made, 0, 16, workers=0):
+        rows = batch.rows.numpy()
+        replaced = written[rows] & (p_noise[rows] >= np.float32(0.7))
+        assert batch.synthetic.reshape(-1, 2).tolist() == [[one, one] for one in replaced.tolist()]
+
+
+def test_completed_batches_are_the_same_from_any_step_process_and_rank(completed: PairTable) -> None:
+    how: dict[str, Any] = {"captions": 2, "synthetic": "written", "completion": "sample"}
+    whole = list(batches(source(completed, **how), 14, 20, workers=0))
+    assert all(map(same, whole[3:], batches(source(completed, **how), 17, 20, workers=1)))
+    parts = [source(completed, rank=rank, world=4, **how)[15] for rank in range(4)]
+    assert torch.equal(torch.cat([part.synthetic for part in parts]), whole[1].synthetic)
+    assert torch.equal(torch.cat([part.caption_ids for part in parts]), whole[1].caption_ids)
+
+
+def test_completion_without_what_it_reads_is_refused_at_once(completed: PairTable, table: PairTable) -> None:
+    with pytest.raises(UserError, match=r"name their column: --pairs\.synthetic"):
+        source(completed, completion="sample")
+    with pytest.raises(UserError, match=r"reads column 'p_noise', which .* has not"):
+        source(table, synthetic="written", completion="replace")
+    completed.add_column("p_noise", np.zeros((256, 2), np.float32), {})
+    with pytest.raises(UserError, match="does not hold one number a row"):
+        source(completed, synthetic="written", completion="sample")
 
 
 def test_an_unreadable_image_is_replaced_by_another_pair_and_named(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -10,7 +11,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truepair.pairs.text import MAX_CHARACTERS, caption_ids, draw_captions, first_captions, tokenize, trim
+from truepair.pairs import draws
+from truepair.pairs.text import (
+    MAX_CHARACTERS,
+    Completion,
+    caption_ids,
+    draw_captions,
+    first_captions,
+    tokenize,
+    trim,
+    wanted_synthetic,
+)
+
+
+def both(count: int, wanted: int) -> np.ndarray:
+    return wanted_synthetic(np.arange(count), wanted)
+
+
+def drawn_texts(raw: list[list[str]], wanted: int, seed: int, epoch: int, more: Any = None) -> list[str]:
+    return draw_captions(raw, np.arange(len(raw)), both(len(raw), wanted), seed, epoch, more)[0]
+
+
+def first_texts(raw: list[list[str]], wanted: int, more: Any = None) -> list[str]:
+    return first_captions(raw, both(len(raw), wanted), more)[0]
 
 
 @settings(deadline=None, max_examples=60)
@@ -53,7 +76,7 @@ def test_a_hostile_caption_costs_no_more_than_its_bounded_head() -> None:
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 5), st.integers(0, 99))
 def test_captions_of_a_row_are_distinct_as_far_as_it_has_them(counts: list[int], wanted: int, seed: int) -> None:
     captions = [[f"{row}-{i}" for i in range(count)] for row, count in enumerate(counts)]
-    drawn = draw_captions(captions, np.arange(len(counts)), wanted, seed, 0)
+    drawn = drawn_texts(captions, wanted, seed, 0)
     assert len(drawn) == len(counts) * wanted
     for row, count in enumerate(counts):
         mine = drawn[row * wanted : (row + 1) * wanted]
@@ -62,21 +85,19 @@ def test_captions_of_a_row_are_distinct_as_far_as_it_has_them(counts: list[int],
 
 @pytest.mark.parametrize("position", range(3))
 def test_every_caption_is_drawn_as_often_in_the_long_run(position: int) -> None:
-    rows = np.arange(3000)
-    drawn = draw_captions([["a", "b", "c"]] * 3000, rows, 3, 0, 5)[position::3]
+    drawn = drawn_texts([["a", "b", "c"]] * 3000, 3, 0, 5)[position::3]
     assert all(abs(drawn.count(text) - 1000) < 130 for text in "abc")  # 5 standard deviations
 
 
 def test_another_epoch_draws_other_captions() -> None:
-    rows = np.arange(300)
-    first, second = (draw_captions([["a", "b"]] * 300, rows, 1, 0, epoch) for epoch in (0, 1))
+    first, second = (drawn_texts([["a", "b"]] * 300, 1, 0, epoch) for epoch in (0, 1))
     assert 100 < sum(a != b for a, b in zip(first, second, strict=True)) < 200
 
 
 def test_the_first_captions_are_always_the_same_and_start_again_where_a_row_has_fewer() -> None:
-    assert first_captions([["a", "b", "c"], ["d"]], 1) == ["a", "d"]
-    assert first_captions([["a", "b", "c"], ["d"]], 2) == ["a", "b", "d", "d"]
-    assert first_captions([["a", "b"], ["d"]], 3, [["x", "y", "z"], []]) == ["a", "x", "y", "d", "d", "d"]
+    assert first_texts([["a", "b", "c"], ["d"]], 1) == ["a", "d"]
+    assert first_texts([["a", "b", "c"], ["d"]], 2) == ["a", "b", "d", "d"]
+    assert first_texts([["a", "b"], ["d"]], 3, [["x", "y", "z"], []]) == ["a", "x", "y", "d", "d", "d"]
 
 
 LISTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(any), min_size=1, max_size=8)
@@ -89,10 +110,12 @@ def test_the_first_caption_is_a_raw_one_and_the_others_synthetic_as_far_as_a_row
 ) -> None:
     raw = [[f"raw {row}-{i}" for i in range(count)] for row, (count, _) in enumerate(counts)]
     synthetic = [[f"synthetic {row}-{i}" for i in range(count)] for row, (_, count) in enumerate(counts)]
+    chosen = both(len(counts), wanted)
     if first:
-        drawn = first_captions(raw, wanted, synthetic)
+        drawn, is_synthetic = first_captions(raw, chosen, synthetic)
     else:
-        drawn = draw_captions(raw, np.arange(len(counts)), wanted, seed, 0, synthetic)
+        drawn, is_synthetic = draw_captions(raw, np.arange(len(counts)), chosen, seed, 0, synthetic)
+    assert [text.startswith("synthetic") for text in drawn] == is_synthetic.tolist()
     for row, (n_raw, n_synthetic) in enumerate(counts):
         mine = drawn[row * wanted : (row + 1) * wanted]
         if n_raw and n_synthetic:
@@ -103,15 +126,81 @@ def test_the_first_caption_is_a_raw_one_and_the_others_synthetic_as_far_as_a_row
 
 
 def test_with_one_caption_a_row_synthetic_ones_change_nothing_where_there_are_raw_ones() -> None:
-    raw, rows = [["a", "b", "c"]] * 300, np.arange(300)
-    assert draw_captions(raw, rows, 1, 0, 4) == draw_captions(raw, rows, 1, 0, 4, [["x"]] * 300)
+    raw = [["a", "b", "c"]] * 300
+    assert drawn_texts(raw, 1, 0, 4) == drawn_texts(raw, 1, 0, 4, [["x"]] * 300)
 
 
 def test_raw_and_synthetic_captions_are_drawn_independently() -> None:
-    rows = np.arange(4000)
-    drawn = draw_captions([["a", "b"]] * 4000, rows, 2, 0, 0, [["x", "y"]] * 4000)
+    drawn = drawn_texts([["a", "b"]] * 4000, 2, 0, 0, [["x", "y"]] * 4000)
     together = [drawn[::2][i] + drawn[1::2][i] for i in range(4000)]
     assert all(abs(together.count(pair) - 1000) < 140 for pair in ("ax", "ay", "bx", "by"))  # 5 standard deviations
+
+
+@pytest.mark.parametrize("p_noise", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_sampling_takes_a_synthetic_caption_as_often_as_the_pair_is_believed_noisy(p_noise: float) -> None:
+    rows, believed = np.arange(100), np.full(100, p_noise, np.float32)
+    wanted = [wanted_synthetic(rows, 2, "sample", believed, seed=7, epoch=epoch) for epoch in range(60)]
+    trials = 60 * 100
+    for k in range(2):
+        share = np.mean([of_epoch[:, k] for of_epoch in wanted])
+        assert abs(share - p_noise) <= 4.5 * np.sqrt(p_noise * (1 - p_noise) / trials)
+    per_row = np.sum(wanted, axis=(0, 2))  # of 120 draws each: rows have their own, not one for all
+    assert np.abs(per_row - 120 * p_noise).max() <= 5 * np.sqrt(120 * p_noise * (1 - p_noise))
+
+
+def test_the_samples_of_a_row_are_independent_of_each_other_and_of_which_caption_is_drawn() -> None:
+    rows = np.arange(8000)
+    wanted = wanted_synthetic(rows, 2, "sample", np.full(8000, 0.5), seed=1, epoch=3)
+    drawn = draw_captions([["a", "b"]] * 8000, rows, wanted, 1, 3, [["x", "y"]] * 8000)[0]
+    together = [first + second for first, second in zip(drawn[::2], drawn[1::2], strict=True)]
+    for one, other in (("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")):
+        assert abs(together.count(one + other) - 500) < 110  # 1 in 16, 5 standard deviations
+        assert abs(together.count(other + one) - 500) < 110
+
+
+def test_replacing_begins_at_the_threshold_and_takes_every_caption_of_the_row() -> None:
+    p_noise = np.array([0.0, 0.49, 0.5, 1.0, np.nan], np.float32)
+    wanted = wanted_synthetic(np.arange(5), 3, "replace", p_noise, replace_above=0.5)
+    assert wanted.tolist() == [[False] * 3, [False] * 3, [True] * 3, [True] * 3, [False] * 3]
+    assert not wanted_synthetic(np.arange(5), 3, "sample", np.full(5, np.nan)).any()
+
+
+MODES = st.sampled_from(("both", "sample", "replace"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(LISTS, st.integers(1, 4), st.integers(0, 99), MODES, st.booleans())
+def test_no_mode_invents_loses_or_repeats_a_caption(
+    counts: list[tuple[int, int]], wanted: int, seed: int, mode: Completion, first: bool
+) -> None:
+    raw = [[f"raw {row}-{i}" for i in range(count)] for row, (count, _) in enumerate(counts)]
+    synthetic = [[f"synthetic {row}-{i}" for i in range(count)] for row, (_, count) in enumerate(counts)]
+    rows = np.arange(len(counts))
+    chosen = wanted_synthetic(rows, wanted, mode, draws.uniform(rows, 1, seed)[:, 0], seed=seed)
+    if first:
+        drawn, is_synthetic = first_captions(raw, chosen, synthetic)
+    else:
+        drawn, is_synthetic = draw_captions(raw, rows, chosen, seed, 0, synthetic)
+    assert [text.startswith("synthetic") for text in drawn] == is_synthetic.tolist()
+    for row, (n_raw, n_synthetic) in enumerate(counts):
+        mine, kinds = drawn[row * wanted : (row + 1) * wanted], is_synthetic[row * wanted : (row + 1) * wanted]
+        assert set(mine) <= set(raw[row] + synthetic[row])
+        assert not kinds.any() if not n_synthetic else kinds.all() if not n_raw else (kinds == chosen[row]).all()
+        for kind, known in ((False, n_raw), (True, n_synthetic)):
+            taken = [text for text, own in zip(mine, kinds.tolist(), strict=True) if own is kind]
+            assert len(set(taken)) == min(known, len(taken))
+            if first:
+                assert taken == [(synthetic if kind else raw)[row][i % known] for i in range(len(taken))]
+
+
+def test_a_rows_captions_do_not_depend_on_its_company() -> None:
+    rows, p_noise = np.arange(40), np.linspace(0, 1, 40)
+    raw, synthetic = [["a", "b", "c"]] * 40, [["x", "y"]] * 40
+    whole = draw_captions(raw, rows, wanted_synthetic(rows, 3, "sample", p_noise, seed=5, epoch=2), 5, 2, synthetic)[0]
+    for part in (rows[:13], rows[13:]):
+        wanted = wanted_synthetic(part, 3, "sample", p_noise[part], seed=5, epoch=2)
+        mine = draw_captions(raw[: len(part)], part, wanted, 5, 2, synthetic[: len(part)])[0]
+        assert mine == [whole[3 * row + k] for row in part.tolist() for k in range(3)]
 
 
 @settings(deadline=None, max_examples=60)

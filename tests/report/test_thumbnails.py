@@ -30,8 +30,8 @@ def test_picture_is_the_whole_image_in_its_own_proportion(make_run: Callable[...
     losses = read_run(make_run()).losses
     assert losses is not None
     [pair] = doubted_pairs(table, losses, 1)
-    assert (pair.width, pair.height) == (128, 64)
-    kind, data = pair.picture.split(",")
+    assert (pair.picture.width, pair.picture.height) == (128, 64)
+    kind, data = pair.picture.uri.split(",")
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert kind == "data:image/jpeg;base64" and picture.size == (40, 40)
     assert np.abs(np.asarray(picture).astype(int)[20, 20] - [4 * pair.row, 80, 160]).max() < 6

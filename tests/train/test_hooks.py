@@ -71,7 +71,7 @@ def batch() -> tuple[Inputs, Pairs]:
 def bound(method: Method) -> Trainee:
     torch.manual_seed(0)
     model = create("truepair-test")
-    method.bind(model)
+    method.bind(model, None, None)
     return Trainee(model, method)
 
 

@@ -23,7 +23,7 @@ def test_rows_with_a_caption_of_either_kind_are_trained_on_with_both(
     for name, texts in (("caption_raw", raw), ("written", written)):
         table.add_column(name, pa.array(texts, pa.list_(pa.string())), {})
     seen: list[Pairs] = []
-    monkeypatch.setattr(loop, "Pairs", lambda *known: seen.append(Pairs(*known)) or seen[-1])
+    monkeypatch.setattr(loop, "Pairs", lambda *known, **more: seen.append(Pairs(*known, **more)) or seen[-1])
     pairs = PairsConfig(caption_column="caption_raw", synthetic="written", captions=2)
     assert train(run_config(epochs=1, data=str(table.path), pairs=pairs)).steps == 192 // 32
     rows = torch.cat([known.rows for known in seen]).tolist()

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from truepair.losses import per_pair_mean, softmax_rows, weighted_mean
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
 from truepair.models import DualEncoder, Twin
+from truepair.pairs.columns import StringLists
+from truepair.pairs.table import PairTable
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Twinned(Method):
         self.needs = Needs(captions=options.captions)
         self.observed = 0  # pairs
 
-    def bind(self, model: DualEncoder) -> None:
+    def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
         self.twin = Twin(model, 0.9)
         self.head = nn.Linear(model.config["embed_dim"], model.config["embed_dim"])
 

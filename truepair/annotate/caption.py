@@ -1,39 +1,46 @@
 """Synthetic captions: a captioner looks at the images of a table, and what it writes becomes a column."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
-from torch import Tensor
+import torch
 
 import truepair
 from truepair.annotate.identity import content, weights
 from truepair.annotate.parts import Parts
+from truepair.annotate.preparing import PreparedImages, Rows
+from truepair.annotate.scribe import REJECTED, Accept, Note, Scribe
+from truepair.annotate.sharing import said_by_rank_0
 from truepair.errors import UserError
 from truepair.losses.distributed import world_size
-from truepair.models.image_to_text import Captioner, Decoding, Preparer
-from truepair.pairs.image import ImageError, decode_whole
+from truepair.models.image_to_text import Captioner, Decoding
+from truepair.models.likeness import Judge
+from truepair.models.run_captioner import RunCaptioner
+from truepair.pairs.columns import Column
 from truepair.pairs.table import PairTable
 from truepair.pairs.workers import items
 
 LOG = "skipped-caption.jsonl"
-NOTHING = "captioner wrote nothing"
-UNFIT = "image unfit for the captioner"
-REFUSED = (ValueError, TypeError, RuntimeError, OverflowError, ZeroDivisionError)  # by a model's own preparation
+JUDGED = {"score": "_score", "raw_score": "_raw_score", "rejected": "_rejected"}  # of a note: the column NAME + this
+SHOWN = {"concepts": "_concepts"}
+NOT_LOOKED_AT = Note()
 
 Progress = Callable[[int], None]  # called with the number of rows just done, by all ranks as far as this one can tell
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """What came of it. table: the new one. rows: that have captions now, of `looked_at`. skipped: count by reason."""
+    """What came of it. table: the new one. rows: that have captions now, of `looked_at`. skipped: count by reason.
+
+    Where captions are judged: `better` of the `judged` rows, those that have a raw and a written caption, have a
+    written one at least as like the image as the best raw one. rejected: captions that were not accepted.
+    """
 
     table: Path
     column: str
@@ -41,16 +48,22 @@ class Captioned:
     rows: int
     captions: int
     skipped: dict[str, int]
+    judged: int = 0
+    better: int = 0
+    rejected: int = 0
 
 
 def caption_table(
     table: PairTable,
-    captioner: Captioner,
+    captioner: Captioner | RunCaptioner,
     out: Path,
     *,
     name: str = "synthetic",
     decoding: Decoding | None = None,
     min_p_noise: float = 0.0,
+    accept: Accept = "all",
+    judge: Judge | None = None,
+    raw: str = "",
     seed: int = 0,
     batch_size: int = 32,
     workers: int = 0,
@@ -62,126 +75,88 @@ def caption_table(
     Rows that are not looked at (p_noise below `min_p_noise`, or unknown), that cannot be read, or for which the model
     writes nothing have an empty list; the latter two are counted and named in OUT/skipped-caption.jsonl. The captions
     in force stay those they were. Killed at any moment, the same call goes on; ranks share the rows (`Parts`), and
-    all but the first get None.
+    all but the first get None. A run's modules and torch's random state are left as they were.
+
+    A run's captions are judged by its own towers, or by `judge`; an external captioner's by `judge`, if there is one.
+    Then there are columns too of the cosine with the image: NAME_score of the best caption written, NAME_raw_score of
+    the best raw one (of column `raw`, "": those in force), float32, NaN where there is none. With `accept` "better" a
+    caption less like the image than the best raw one goes to the column NAME_rejected instead; rows left without any
+    are counted and named. That is the filter of CapFilt (Li et al. 2022, sec. 4.3) by cosine in place of an
+    image-text matching head (ours). NAME_concepts: the concepts that a run's captioner was shown.
     Raises UserError for names, files and models that do not fit, and where all of the first part's rows give nothing.
     """
     decoding = decoding or Decoding()
     looked_at = _looked_at(table, min_p_noise)
+    captioner = captioner.at(table) if isinstance(captioner, RunCaptioner) else captioner
+    scribe = Scribe(captioner, decoding, seed, accept, judge, table.captions(raw))
+    if accept == "better" and not scribe.judges:
+        raise UserError("--accept better compares captions by two towers; name some: --judge RUN or open_clip:NAME:TAG")
     made = {
         "by": "truepair caption",
         "model": captioner.name,
-        "weights": weights(captioner.model),
+        "weights": said_by_rank_0(lambda: weights(captioner.model)),
         "decoding": _of_use(decoding),
         "prompt": captioner.prompt,
         "seed": seed,
         "min_p_noise": min_p_noise,
         "precision": captioner.precision,
         "versions": {"truepair": truepair.__version__, "transformers": captioner.version},
-        **({"content": {"p_noise": content(table.numbers("p_noise"))}} if min_p_noise else {}),
+        **_made_beside(scribe),
     }
+    contents: dict[str, Column] = {"p_noise": table.numbers("p_noise")} if min_p_noise else {}
+    if isinstance(captioner, RunCaptioner) and captioner.column:
+        contents[captioner.column] = table.numbers(captioner.column)
+    contents |= {"raw captions": scribe.raw} if scribe.judges else {}
+    if contents:
+        made["content"] = {what: content(column) for what, column in contents.items()}
+    columns = _columns(table, name, scribe)
     for column in ("source", "offset", "size", "path"):
         table.column(column)  # mapped here once, so that no worker has to
-    parts = Parts.open(table, out, {name: made}, overwrite=overwrite)
+    parts = Parts.open(table, out, dict.fromkeys(columns, made), overwrite=overwrite)
     if progress is not None:
         progress(parts.done)
     chunks = list(parts.todo())
-    plan = [batch for chunk in chunks for batch in _batches(chunk[looked_at[chunk]], batch_size)]
-    prepared = items(
-        _Source(table, captioner.preparer, plan),
-        range(len(plan)),
-        workers=workers,
-        pin=captioner.device.type == "cuda",
-    )
-    with closing(prepared):
+    gpus = [captioner.device] if captioner.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), closing(_written(table, scribe, chunks, looked_at, batch_size, workers)) as notes:
         for rows in chunks:
-            written: dict[int, list[str]] = {}
-            skipped: list[tuple[int, str]] = []
-            for _ in _batches(rows[looked_at[rows]], batch_size):
-                _caption(next(prepared), captioner, decoding, seed, written, skipped)
-            if rows[0] == 0 and len(skipped) == len(rows):  # later ones may be a damaged shard
-                reasons = ", ".join(sorted({reason for _, reason in skipped}))
+            of_rows = next(notes)
+            skipped = [(row, note.skipped) for row, note in zip(rows.tolist(), of_rows, strict=True) if note.skipped]
+            reasons = {reason for _, reason in skipped}
+            if rows[0] == 0 and len(skipped) == len(rows) and REJECTED not in reasons:  # later: a damaged shard, maybe
                 raise UserError(
-                    f"none of the rows {rows[0]} to {rows[-1]} gave a caption ({reasons}); check {table.path}"
+                    f"none of the rows {rows[0]} to {rows[-1]} gave a caption ({', '.join(sorted(reasons))}); "
+                    f"check {table.path}"
                 )
-            lists = pa.array([written.get(row, []) for row in rows.tolist()], pa.list_(pa.string()))
-            parts.write(rows, {name: lists}, sorted(skipped))
+            parts.write(rows, {column: _values(of_rows, part) for column, part in columns.items()}, skipped)
             if progress is not None:
                 progress(len(rows) * world_size())
     finished = parts.finish(LOG)
     if finished is None:
         return None
     counts = finished.table.captions(name).counts
-    return Captioned(out, name, int(looked_at.sum()), int((counts > 0).sum()), int(counts.sum()), finished.skipped)
+    result = Captioned(out, name, int(looked_at.sum()), int((counts > 0).sum()), int(counts.sum()), finished.skipped)
+    return _with_judgement(result, finished.table) if scribe.judges else result
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch as a worker hands it over: the rows that could be prepared, and the model's inputs for them."""
-
-    rows: Rows
-    inputs: dict[str, Tensor]
-    skipped: list[tuple[int, str]]
-
-
-class _Source:
-    """Item i is the prepared batch i of the plan."""
-
-    def __init__(self, table: PairTable, preparer: Preparer, plan: list[Rows]) -> None:
-        self.table, self.preparer, self.plan = table, preparer, plan
-
-    def __getitem__(self, index: int) -> _Prepared:
-        rows: list[int] = []
-        images: list[Image.Image] = []
-        skipped: list[tuple[int, str]] = []
-        for row in self.plan[index].tolist():
-            try:
-                images.append(decode_whole(self.table.image_bytes(row)))
-                rows.append(row)
-            except ImageError as error:
-                skipped.append((row, error.reason))
-            except OSError:
-                skipped.append((row, "missing or changed file"))
-        try:
-            inputs = self.preparer(images) if images else {}
-        except REFUSED:
-            fits = [self._fits(image) for image in images]
-            skipped += [(row, UNFIT) for row, fit in zip(rows, fits, strict=True) if not fit]
-            rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
-            inputs = self._together([image for image, fit in zip(images, fits, strict=True) if fit], len(images))
-        return _Prepared(np.array(rows, np.int64), inputs, skipped)
-
-    def _fits(self, image: Image.Image) -> bool:
-        try:
-            self.preparer([image])
-        except REFUSED:
-            return False
-        return True
-
-    def _together(self, images: list[Image.Image], tried: int) -> dict[str, Tensor]:
-        """The inputs of those of `tried` images that fit alone; UserError if it is no single image that is wrong."""
-        if not images and tried == 1:
-            return {}
-        try:
-            return self.preparer(images)
-        except REFUSED as error:
-            raise UserError(f"the captioner's preparation refuses batches of images: {str(error)[:200]!r}") from error
-
-
-def _caption(
-    batch: _Prepared,
-    captioner: Captioner,
-    decoding: Decoding,
-    seed: int,
-    written: dict[int, list[str]],
-    skipped: list[tuple[int, str]],
-) -> None:
-    """Add a batch's captions, and the rows that have none, to those of its chunk."""
-    skipped += batch.skipped
-    if not len(batch.rows):
-        return
-    texts = captioner.generate(batch.inputs, batch.rows, decoding, seed)
-    written |= dict(zip(batch.rows.tolist(), texts, strict=True))
-    skipped += [(row, NOTHING) for row, captions in zip(batch.rows.tolist(), texts, strict=True) if not captions]
+def _written(
+    table: PairTable,
+    scribe: Scribe,
+    chunks: Sequence[Rows],
+    looked_at: npt.NDArray[np.bool_],
+    batch_size: int,
+    workers: int,
+) -> Generator[list[Note], None, None]:
+    """The notes of a chunk's rows after the other; images are prepared ahead by one set of workers."""
+    batches = [_batches(rows[looked_at[rows]], batch_size) for rows in chunks]
+    plan = [batch for of_chunk in batches for batch in of_chunk]
+    source = PreparedImages(table, scribe.preparer, plan)
+    pin = scribe.captioner.device.type == "cuda"
+    with closing(items(source, range(len(plan)), workers=workers, pin=pin)) as prepared:
+        for rows, of_chunk in zip(chunks, batches, strict=True):
+            notes: dict[int, Note] = {}
+            for _ in of_chunk:
+                notes |= scribe.write(next(prepared))
+            yield [notes.get(row, NOT_LOOKED_AT) for row in rows.tolist()]
 
 
 def _looked_at(table: PairTable, min_p_noise: float) -> npt.NDArray[np.bool_]:
@@ -205,3 +180,48 @@ def _of_use(decoding: Decoding) -> dict[str, Any]:
     """The settings that matter to the method chosen."""
     idle = {"nucleus": ("beams",), "beam": ("top_p", "temperature"), "greedy": ("beams", "top_p", "temperature")}
     return {key: value for key, value in asdict(decoding).items() if key not in idle[decoding.method]}
+
+
+def _made_beside(scribe: Scribe) -> dict[str, Any]:
+    """What else the columns depend on: a run's step and concepts, who judged, and what was accepted."""
+    made: dict[str, Any] = {}
+    if isinstance(scribe.captioner, RunCaptioner):
+        made |= {"step": scribe.captioner.step, "concepts_per_image": scribe.captioner.concepts_per_image}
+    if scribe.judges:
+        made["accept"] = scribe.accept
+    if (judge := scribe.judge) is not None:
+        of_judge = said_by_rank_0(lambda: weights(judge.model))
+        made["judge"] = {"model": judge.model.name, "weights": of_judge, "precision": judge.precision}
+    return made
+
+
+def _columns(table: PairTable, name: str, scribe: Scribe) -> dict[str, str]:
+    """The columns to write, and which part of a row's note each holds.
+
+    Raises UserError if the table would keep columns that speak of a former column `name`.
+    """
+    beside = (JUDGED if scribe.judges else {}) | (SHOWN if isinstance(scribe.captioner, RunCaptioner) else {})
+    columns = {name: "texts"} | {name + suffix: part for part, suffix in beside.items()}
+    known = {name + suffix for suffix in (JUDGED | SHOWN).values()}
+    stale = sorted((known - set(columns)).intersection(table.column_names))
+    if name in table.column_names and stale:
+        raise UserError(
+            f"{', '.join(stale)} of {table.path} would speak of captions overwritten; choose another --name"
+        )
+    return columns
+
+
+def _values(notes: Sequence[Note], part: str) -> npt.NDArray[np.float32] | pa.Array:
+    """That part of rows' notes as a column."""
+    values = [getattr(note, part) for note in notes]
+    return np.array(values, np.float32) if part.endswith("score") else pa.array(values, pa.list_(pa.string()))
+
+
+def _with_judgement(result: Captioned, table: PairTable) -> Captioned:
+    score, raw_score = (table.numbers(result.column + JUDGED[part]) for part in ("score", "raw_score"))
+    return replace(
+        result,
+        judged=int((np.isfinite(score) & np.isfinite(raw_score)).sum()),
+        better=int((score >= raw_score).sum()),
+        rejected=int(table.captions(result.column + JUDGED["rejected"]).counts.sum()),
+    )

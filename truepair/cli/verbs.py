@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from truepair.cli.caption import Caption, caption
+from truepair.cli.concepts import Concepts, concepts
 from truepair.cli.corpora import Corrupt, Data, Index, corrupt, data, index
 from truepair.cli.demo import Demo, demo
 from truepair.cli.embed import Embed, embed
@@ -21,6 +22,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "index": (Index, index),
     "corrupt": (Corrupt, corrupt),
     "embed": (Embed, embed),
+    "concepts": (Concepts, concepts),
     "caption": (Caption, caption),
     "train": (Train, train),
     "audit": (Audit, audit),
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
         fail(f"{error.strerror or error}: {error.filename or 'while writing'}; what was saved before is whole")
     except KeyboardInterrupt:
-        kept = "; what is done is kept, the same command goes on" if verb in ("embed", "caption") else ""
+        kept = "; what is done is kept, the same command goes on" if verb in ("embed", "concepts", "caption") else ""
         print(f"truepair: interrupted{kept}", file=sys.stderr)
         sys.exit(130)
 

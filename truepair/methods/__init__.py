@@ -5,10 +5,18 @@ from truepair.methods.base import Method as Method
 from truepair.methods.clip import Clip
 from truepair.methods.fff import Fff
 from truepair.methods.gate import Gate
+from truepair.methods.nlip import Nlip
 from truepair.methods.siglip import Siglip
 from truepair.methods.softclip import Softclip
 
-METHODS: dict[str, type[Method]] = {"clip": Clip, "siglip": Siglip, "gate": Gate, "softclip": Softclip, "fff": Fff}
+METHODS: dict[str, type[Method]] = {
+    "clip": Clip,
+    "siglip": Siglip,
+    "gate": Gate,
+    "softclip": Softclip,
+    "fff": Fff,
+    "nlip": Nlip,
+}
 
 
 def method_class(name: str) -> type[Method]:

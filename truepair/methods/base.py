@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from truepair.errors import UserError
 from truepair.models.dual import DualEncoder
+from truepair.models.run_captioner import RunCaptioner
+from truepair.pairs.columns import StringLists
+from truepair.pairs.table import PairTable
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Inputs:
 
     images: Tensor  # (V, b, 3, S, S) uint8, augmented
     tokens: Tensor  # (b·K, L)
+    columns: dict[str, Tensor] = field(default_factory=dict)  # (b, …) the columns asked for in `Needs`
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Pairs:
     epoch: float  # epochs done so far, with fraction
     epochs: int  # of the whole run
     captions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (B·K,) equal where texts are
+    synthetic: Tensor | None = None  # (B·K,) bool, which captions a captioner wrote; None: none
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Loss:
     """Result of a method: `total` to descend, `per_pair` for the noise model, `logs` to print."""
 
     total: Tensor  # () as `losses.weighted_mean` returns it: its mean over ranks is the global loss
-    per_pair: Tensor  # (B,) without gradient; high means hard to believe
+    per_pair: Tensor  # (B,) without gradient; high means hard to believe (of raw captions, where some are synthetic)
     logs: dict[str, Tensor] = field(default_factory=dict)  # () each, local to the rank; averaged over ranks
 
 
@@ -81,9 +86,10 @@ class Method(nn.Module):
         super().__init__()
         self.options = options
 
-    def bind(self, model: DualEncoder) -> None:
+    def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
         """Called once when the model exists, before the optimiser does: build a twin, or heads of the model's width.
 
+        table: the pairs it will learn from; captions: of its rows, the raw ones. For whoever needs a vocabulary.
         The model has its first weights and is on the CPU; a resumed run loads the saved ones, and the method's, later.
         Do not keep `model` as an attribute: it would be saved and trained twice.
         """
@@ -108,6 +114,10 @@ class Method(nn.Module):
     def chance_loss(self, batch_size: int, captions: int) -> float | None:
         """Loss of a model that tells nothing apart: ln(B) for softmax, + ½ ln(K); None where it has no such level."""
         return math.log(batch_size) + math.log(captions) / 2
+
+    def writer(self, model: DualEncoder) -> RunCaptioner | None:
+        """Who writes captions for this run's pairs, made of its live modules (`[completion]`); None: nobody can."""
+        return None
 
     def complaint(self, figures: dict[str, float]) -> str | None:
         """A sentence to warn with, once a run, from a step's `Loss.logs` (means over ranks); None: all is well."""

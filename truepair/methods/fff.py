@@ -12,6 +12,8 @@ from truepair.losses.assignment import Assignment, Ignored, Mined, mine
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column
 from truepair.models.dual import DualEncoder
 from truepair.models.twin import Twin
+from truepair.pairs.columns import StringLists
+from truepair.pairs.table import PairTable
 
 SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (ours)
 KEEP = 0.9  # of its former value that a running quantile keeps (ours)
@@ -73,7 +75,7 @@ class Fff(Method):
         )
         self.register_buffer("running", torch.full((len(NUMBERS),), torch.nan))
 
-    def bind(self, model: DualEncoder) -> None:
+    def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
         if self.options.similarity == "twin":
             self.twin = Twin(model, self.options.momentum)
 

@@ -25,6 +25,8 @@ from truepair.losses import (
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs, feature_column
 from truepair.models.dual import DualEncoder
 from truepair.models.twin import Twin
+from truepair.pairs.columns import StringLists
+from truepair.pairs.table import PairTable
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Softclip(Method):
         columns = (options.image_features, options.text_features)
         self.needs = Needs(columns=tuple(name for name in columns if name))
 
-    def bind(self, model: DualEncoder) -> None:
+    def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
         if not (self.options.image_features and self.options.text_features):
             self.twin = Twin(model, self.options.momentum)
 

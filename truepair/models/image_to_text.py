@@ -95,19 +95,8 @@ class Captioner:
         numbers.
         """
         here = {name: self._moved(tensor) for name, tensor in inputs.items()}
-        how: dict[str, Any] = {"num_beams": decoding.beams if decoding.method == "beam" else 1, "do_sample": False}
-        if decoding.method == "nucleus":
-            # The sampler leaves one token a step, so that transformers' own draw, which depends on the batch, has none.
-            sampler = RowSampler(rows, decoding, seed)
-            how |= {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "logits_processor": [sampler]}
-        how |= {"min_new_tokens": decoding.min_tokens, "max_new_tokens": decoding.max_tokens}
         try:
-            with torch.inference_mode(), _quiet():
-                tokens = self.model.generate(**here, **how, num_return_sequences=decoding.n)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{len(rows)} images at once are too many for the device's memory; lower --batch-size"
-            ) from None
+            tokens = decode(self.model, here, rows, decoding, seed)
         except (ValueError, TypeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"captioner {self.name!r} cannot go on from images (and --prompt): {reason}") from error
@@ -115,13 +104,41 @@ class Captioner:
         if asked is not None and _begin_with(tokens, asked.repeat_interleave(decoding.n, dim=0)):
             tokens = tokens[:, asked.shape[1] :]
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        clean = [_clean(text, self.preparer.text) for text in texts]
-        lists = [clean[i : i + decoding.n] for i in range(0, len(clean), decoding.n)]
-        return [list(dict.fromkeys(filter(None, texts))) for texts in lists]
+        return distinct([_clean(text, self.preparer.text) for text in texts], decoding.n)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         dtype = DTYPES[self.precision] if tensor.is_floating_point() else tensor.dtype
         return tensor.to(self.device, dtype, non_blocking=True)
+
+
+def decode(
+    model: Any, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64], decoding: Decoding, seed: int, **more: Any
+) -> Tensor:
+    """(B·n, L) tokens that a model of transformers writes for the inputs of B images, the n of an image together.
+
+    more: options of its `generate` that take precedence over those of `decoding`.
+    Raises UserError if the device's memory is too small, or if sampled logits are no numbers.
+    """
+    how: dict[str, Any] = {"num_beams": decoding.beams if decoding.method == "beam" else 1, "do_sample": False}
+    if decoding.method == "nucleus":
+        # The sampler leaves one token a step, so that transformers' own draw, which depends on the batch, has none.
+        sampler = RowSampler(rows, decoding, seed)
+        how |= {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "logits_processor": [sampler]}
+    how |= {"min_new_tokens": decoding.min_tokens, "max_new_tokens": decoding.max_tokens}
+    try:
+        with torch.inference_mode(), _quiet():
+            tokens: Tensor = model.generate(**inputs, **(how | more), num_return_sequences=decoding.n)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{len(rows)} images at once are too many for the device's memory; lower --batch-size"
+        ) from None
+    return tokens
+
+
+def distinct(texts: Sequence[str], n: int) -> list[list[str]]:
+    """B·n texts, the n of an image together -> B lists without empty and repeated ones."""
+    lists = [texts[i : i + n] for i in range(0, len(texts), n)]
+    return [list(dict.fromkeys(filter(None, texts))) for texts in lists]
 
 
 class RowSampler:

@@ -21,32 +21,65 @@ def image_tokens(model: DualEncoder, images: Tensor) -> Tensor:
     Normed by the tower's last layer norm where open_clip's own `output_tokens` are; class and register tokens left out.
     Raises UserError for towers that have none.
     """
+    return F.normalize(_seen(model, images, pooled=False)[1], dim=-1)
+
+
+def encode_image_with_tokens(model: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, 3, S, S) uint8 -> (b, D) float32 unit rows as `model.encode_image`, and (b, P, w) float32 tokens.
+
+    The tokens are those of `image_tokens`, not normalised. One forward pass of the tower gives both, with gradient.
+    Raises UserError for towers that have no tokens.
+    """
+    features, cells = _seen(model, images, pooled=True)
+    return F.normalize(features.float(), dim=-1), cells
+
+
+def token_width(model: DualEncoder) -> int:
+    """w of the image tower's tokens. Raises UserError for towers that have none."""
+    visual: Any = model.clip.visual
+    if isinstance(visual, VisionTransformer):
+        return int(visual.transformer.width)
+    if isinstance(visual, ModifiedResNet):
+        return int(visual.attnpool.k_proj.in_features)
+    if isinstance(visual, TimmModel) and hasattr(visual.trunk, "num_features"):
+        return int(visual.trunk.num_features)
+    raise _without_tokens(model)
+
+
+def _seen(model: DualEncoder, images: Tensor, *, pooled: bool) -> tuple[Tensor, Tensor]:
+    """(b, D) pooled and projected features, empty unless `pooled`, and (b, P, w) float32 tokens."""
     visual: Any = model.clip.visual
     pixels = (images.float() - model.mean) / model.std
+    features = pixels.new_empty(0)
+    cells: Tensor | None = None
     if isinstance(visual, VisionTransformer):
         normed = visual.attn_pool is None and not visual.final_ln_after_pool
         found = visual.forward_intermediates(
-            pixels, indices=1, normalize_intermediates=normed, intermediates_only=True, output_fmt="NLC"
+            pixels, indices=1, normalize_intermediates=normed, intermediates_only=not pooled, output_fmt="NLC"
         )
         cells = found["image_intermediates"][0]
+        features = found.get("image_features", features)
     elif isinstance(visual, ModifiedResNet):
-        found = visual.forward_intermediates(pixels, indices=1, intermediates_only=True)
+        found = visual.forward_intermediates(pixels, indices=1, intermediates_only=not pooled)
         cells = found["image_intermediates"][0].flatten(2).mT
+        features = found.get("image_features", features)
     elif isinstance(visual, TimmModel):
-        cells = _cells_of_timm(visual.trunk, pixels)
-    else:
-        cells = None
+        last = visual.trunk.forward_features(pixels)
+        cells = _cells_of_timm(visual.trunk, last)
+        if pooled and cells is not None:
+            features = visual.head(visual.trunk.forward_head(last))
     if cells is None:
-        kind = type(getattr(visual, "trunk", visual)).__name__
-        raise UserError(
-            f"the image tower of model {model.name!r} ({kind}) gives no patch tokens; use its pooled features"
-        )
-    return F.normalize(cells.float(), dim=-1)
+        raise _without_tokens(model)
+    return features, cells.float()
 
 
-def _cells_of_timm(trunk: Any, pixels: Tensor) -> Tensor | None:
+def _without_tokens(model: DualEncoder) -> UserError:
+    kind = type(getattr(model.clip.visual, "trunk", model.clip.visual)).__name__
+    return UserError(f"the image tower of model {model.name!r} ({kind}) gives no patch tokens; use its pooled features")
+
+
+def _cells_of_timm(trunk: Any, found: Any) -> Tensor | None:
     """What a timm model pools: tokens after the class and register tokens, or a map with channels first or last."""
-    found = trunk.forward_features(pixels)
     if not isinstance(found, Tensor):
         return None
     if found.ndim == 3 and found.shape[2] == trunk.num_features:
@@ -85,7 +118,12 @@ def words(model: DualEncoder, tokens: Tensor) -> Tensor:
 
     CLIP's tokenizer pads with an id that is also "!"; what comes after the end of the text is padding.
     """
-    tokenizer: Any = getattr(model.tokenizer, "tokenizer", model.tokenizer)  # open_clip wraps those of transformers
+    return said(model.tokenizer, tokens)
+
+
+def said(tokenizer: Any, tokens: Tensor) -> Tensor:
+    """`words` of an open_clip tokenizer without its model."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps those of transformers
     special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
     end = getattr(tokenizer, "eot_token_id", None)
     ended = torch.zeros_like(tokens, dtype=torch.bool) if end is None else (tokens == end).cumsum(dim=1) > 0

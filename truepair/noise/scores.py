@@ -17,17 +17,28 @@ def cosine(image: Tensor, text: Tensor) -> Tensor:
     return torch.cat([(i * t).sum(1) for i, t in pieces]).float()
 
 
-def neg_clip_loss(image: Tensor, text: Tensor, scale: float, *, negatives: int = NEGATIVES, seed: int = 0) -> Tensor:
+def neg_clip_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: float,
+    *,
+    negatives: int = NEGATIVES,
+    seed: int = 0,
+    sample: Tensor | None = None,
+) -> Tensor:
     """The negative CLIP loss of every pair in units of cosine: (n,) float32, at most 0; higher matches better.
 
     s_i = c_ii - τ/2 · (log Σ_j exp(c_ij/τ) + log Σ_j exp(c_ji/τ)), τ = 1/scale, j over the pair itself and a fixed
     sample of `negatives` pairs (all, if there are fewer), drawn with `seed`. So -s_i·scale is the loss CLIP gives the
     pair in a batch with that sample.
+    sample: (m,) int64 ascending, those pairs in place of drawn ones.
     image (n, D), text (n, D): unit rows on one device. Memory beside them: CHUNK x negatives scores.
 
     Source: negCLIPLoss, arXiv 2405.19547 (one fixed sample in place of ten random batches: ours).
     """
-    sample = torch.from_numpy(_sample(len(image), negatives, seed)).to(image.device)  # (m,) ascending
+    if sample is None:
+        sample = torch.from_numpy(_sample(len(image), negatives, seed))
+    sample = sample.to(image.device)  # (m,)
     texts, images = text[sample], image[sample]
     scores = []
     for start in range(0, len(image), CHUNK):

@@ -13,9 +13,18 @@ from truepair.pairs import draws
 from truepair.pairs.image import ImageError, decode_crop, random_crop
 from truepair.pairs.order import Order
 from truepair.pairs.table import PairTable
-from truepair.pairs.text import Tokenizer, caption_ids, draw_captions, first_captions, tokenize
+from truepair.pairs.text import (
+    Completion,
+    Tokenizer,
+    caption_ids,
+    draw_captions,
+    first_captions,
+    tokenize,
+    wanted_synthetic,
+)
 from truepair.pairs.workers import items
 
+P_NOISE = "p_noise"  # column: how likely the raw captions do not match
 SUBSTITUTES = 32  # unreadable images in a row after which the source, not an image, must be broken
 
 
@@ -36,6 +45,7 @@ class Batch:
     images: Tensor  # (V, B, S, S, 3) uint8, V independent crops of each image
     tokens: Tensor  # (B·K, L) int64, trimmed to the longest caption
     caption_ids: Tensor  # (B·K,) int64, equal exactly where the captions' text is (`text.caption_ids`)
+    synthetic: Tensor  # (B·K,) bool, the captions that were written by a captioner
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B, …)
     skipped: list[Skip] = field(default_factory=list)
     repeated_captions: int = 0  # captions that another pair of this batch has too
@@ -60,7 +70,9 @@ class BatchSource:
 
     table, order: which rows. tokenizer, pad_id: the text tower's (`text.tokenize`). size: S, pixels.
     captions: K a row; draw: at random for each epoch, or always the first. views: V crops an image.
-    caption_column: of raw captions, empty: the one in force. synthetic: of synthetic ones, empty: none (`text`).
+    caption_column: of raw captions, empty: the one in force. synthetic: of synthetic ones, empty: none.
+    completion: which of the K captions are synthetic (`text.wanted_synthetic`); "sample" and "replace" read column
+    p_noise, the latter with the threshold `replace_above`.
     crop_scale: area range of the random crop.
     columns: numeric columns of the table that the method reads. rank, world: this rank's share.
     """
@@ -76,10 +88,26 @@ class BatchSource:
     draw: Literal["random", "first"] = "random"
     caption_column: str = ""
     synthetic: str = ""
+    completion: Completion = "both"
+    replace_above: float = 0.5
     columns: Sequence[str] = ()
     seed: int = 0
     rank: int = 0
     world: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError if the table lacks what `completion` reads."""
+        if self.completion == "both":
+            return
+        if not self.synthetic:
+            raise UserError(
+                f"completion {self.completion!r} takes synthetic captions in place of raw ones; name their column: "
+                "--pairs.synthetic NAME (truepair caption writes one)"
+            )
+        if P_NOISE not in self.table.column_names:
+            raise UserError(f"completion {self.completion!r} reads column {P_NOISE!r}, which {self.table.path} has not")
+        if self.table.numbers(P_NOISE).ndim != 1:
+            raise UserError(f"column {P_NOISE!r} of {self.table.path} does not hold one number a row")
 
     def __getitem__(self, step: int) -> Batch:
         epoch, step = divmod(step, self.order.steps)
@@ -95,21 +123,34 @@ class BatchSource:
             except (ImageError, OSError) as error:
                 skipped.append(_skip(row, error))
                 rows[i] = self._substitute(row, epoch, images[:, i], skipped)
-        raw = self._stored(self.caption_column, rows)
-        synthetic = self._stored(self.synthetic, rows) if self.synthetic else None
-        if self.draw == "first":
-            texts = first_captions(raw, self.captions, synthetic)
-        else:
-            texts = draw_captions(raw, rows, self.captions, self.seed, epoch, synthetic)
+        texts, is_synthetic = self._captions(rows, epoch)
         return Batch(
             rows=torch.from_numpy(rows),
             images=torch.from_numpy(images),
             tokens=tokenize(self.tokenizer, texts, self.pad_id),
             caption_ids=caption_ids(texts),
+            synthetic=torch.from_numpy(is_synthetic),
             columns={name: torch.from_numpy(np.asarray(self.table.numbers(name)[rows])) for name in self.columns},
             skipped=skipped,
             repeated_captions=_repeated(texts, self.captions),
         )
+
+    def _captions(self, rows: Any, epoch: int) -> tuple[list[str], Any]:
+        """B·K captions of `rows`, and (B·K,) bool: which are synthetic."""
+        wanted = wanted_synthetic(
+            rows,
+            self.captions,
+            self.completion,
+            None if self.completion == "both" else self.table.numbers(P_NOISE)[rows],
+            replace_above=self.replace_above,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        raw = self._stored(self.caption_column, rows)
+        synthetic = self._stored(self.synthetic, rows) if self.synthetic else None
+        if self.draw == "first":
+            return first_captions(raw, wanted, synthetic)
+        return draw_captions(raw, rows, wanted, self.seed, epoch, synthetic)
 
     def _stored(self, column: str, rows: Any) -> list[list[str]]:
         captions = self.table.captions(column)

@@ -119,7 +119,7 @@ def decode_centre(
     the same resize_mode ("shortest" or "squash") before its conversion to float. Raises ImageError.
     """
     with _opened(data, max_pixels) as image:
-        return _centre(_rgb(image), size, squash)
+        return centre(_rgb(image), size, squash)
 
 
 def decode_regions(
@@ -131,12 +131,12 @@ def decode_regions(
     """
     with _opened(data, max_pixels) as image:
         rgb = _rgb(image)
-        whole = _centre(rgb, size, squash)
+        whole = centre(rgb, size, squash)
         pixels = np.array(rgb) if crops else whole
     return np.stack([whole, *(_resized(pixels, size, crop) for crop in crops)])
 
 
-def _centre(pixels: Image.Image, size: int, squash: bool) -> npt.NDArray[np.uint8]:
+def centre(pixels: Image.Image, size: int, squash: bool) -> npt.NDArray[np.uint8]:
     if squash:
         return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
     width, height = pixels.size
@@ -153,7 +153,7 @@ def _centre(pixels: Image.Image, size: int, squash: bool) -> npt.NDArray[np.uint
 
 
 def _cut_first(pixels: Image.Image, size: int, across: tuple[int, int], down: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """What `_centre` gives, but for rounding; along each axis: where the centre begins, of how many resized pixels."""
+    """What `centre` gives, but for rounding; along each axis: where the centre begins, of how many resized pixels."""
     (x, right), (x0, x1) = _reach(pixels.width, size, *across)
     (y, bottom), (y0, y1) = _reach(pixels.height, size, *down)
     near = pixels.crop((x, y, right, bottom))

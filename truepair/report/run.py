@@ -7,6 +7,7 @@ from typing import Any
 
 from truepair.config import to_toml
 from truepair.errors import UserError
+from truepair.report.completion import completion
 from truepair.report.curves import detection, learning
 from truepair.report.doubt import doubt
 from truepair.report.record import labels, read_run
@@ -38,6 +39,7 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
         learning=learning(records, ends),
         detection=detection(records, ends),
         doubts=[doubt(record, name, i, worst) for i, (record, name) in enumerate(zip(records, names, strict=True))],
+        completions=list(filter(None, map(completion, records, names, range(len(records))))),
         differences=differences(records),
         configs=[(name, to_toml(record.config)) for record, name in zip(records, names, strict=True)],
         notes=[(name, note) for record, name in zip(records, names, strict=True) for note in record.notes],

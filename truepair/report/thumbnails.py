@@ -1,4 +1,4 @@
-"""The pairs a noise model doubts most, each with a small picture that travels inside the page."""
+"""Pairs as a page shows them: a small picture that travels inside the page, captions cut to a line or two."""
 
 import base64
 import io
@@ -22,21 +22,29 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]+")
 
 
 @dataclass(frozen=True)
+class Picture:
+    """uri: data URI of a JPEG, "" if there is none; problem: why there is none.
+
+    width, height: pixels to show it at, in the image's own proportion.
+    """
+
+    uri: str
+    width: int
+    height: int
+    problem: str
+
+
+@dataclass(frozen=True)
 class DoubtedPair:
     """A pair as the page shows it. All text is as the table has it but clipped: hostile until the page escapes it.
 
-    picture: data URI of a JPEG, "" if there is none; problem: why there is none.
-    width, height: pixels to show the picture at, in the image's own proportion.
     captions: those trained on; more: how many were left out. before: the first caption before captions were corrupted
     or rewritten, where they differ.
     truth: really mismatched; None where it is not known.
     """
 
     row: int
-    picture: str
-    width: int
-    height: int
-    problem: str
+    picture: Picture
     captions: list[str]
     more: int
     before: list[str]
@@ -55,21 +63,14 @@ def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_colu
     """The `count` worst pairs with pictures and captions; an image that cannot be shown is named, never skipped."""
     captions = table.captions(caption_column)
     original = table.captions("caption") if (caption_column or table.caption_column) not in SCHEMA.names else captions
-    width, height = table.numbers("width"), table.numbers("height")
     pairs = []
     for place in worst(losses, count):
         row = int(losses.rows[place])
-        wide, high = max(int(width[row]), 1), max(int(height[row]), 1)
-        size = min(SIZE, max(wide, high))
-        picture, problem = _picture(table, row, size)
         texts, before = captions[row], original[row]
         pairs.append(
             DoubtedPair(
                 row=row,
-                picture=picture,
-                width=max(round(SIZE * min(1.0, wide / high)), 1),
-                height=max(round(SIZE * min(1.0, high / wide)), 1),
-                problem=problem,
+                picture=picture(table, row),
                 captions=[clipped(text) for text in texts[:MOST_CAPTIONS]],
                 more=max(len(texts) - MOST_CAPTIONS, 0),
                 before=[clipped(text) for text in before[:1]] if before != texts else [],
@@ -81,17 +82,20 @@ def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_colu
     return pairs
 
 
-def _picture(table: PairTable, row: int, size: int) -> tuple[str, str]:
-    """(data URI, "") of a row's image, squeezed to a square of `size` pixels, or ("", why there is none)."""
+def picture(table: PairTable, row: int) -> Picture:
+    """A row's image, small; one that cannot be shown says why."""
+    wide, high = max(int(table.numbers("width")[row]), 1), max(int(table.numbers("height")[row]), 1)
+    width, height = max(round(SIZE * min(1.0, wide / high)), 1), max(round(SIZE * min(1.0, high / wide)), 1)
     try:
-        pixels = decode_crop(table.image_bytes(row), size, _WHOLE)
+        pixels = decode_crop(table.image_bytes(row), min(SIZE, max(wide, high)), _WHOLE)  # the page unsquares it
     except ImageError as error:
-        return "", clipped(str(error))
+        return Picture("", width, height, clipped(str(error)))
     except (OSError, pa.ArrowException) as error:
-        return "", clipped(f"image file not readable: {error}")
+        return Picture("", width, height, clipped(f"image file not readable: {error}"))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii"), ""
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return Picture(uri, width, height, "")
 
 
 def clipped(text: str) -> str:

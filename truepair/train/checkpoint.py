@@ -26,7 +26,7 @@ from truepair.train.step import Trainee
 # What must not change between the runs that write and continue a checkpoint, or it would not be the same run.
 IDENTITY = (
     *("method", "model", "pretrained", "precision", "batch_size", "epochs", "lr", "seed"),
-    *("pairs", "augment", "optim", "noise", "options"),
+    *("pairs", "augment", "optim", "noise", "completion", "options"),
 )
 
 DAMAGE = (SafetensorError, pickle.PickleError, zipfile.BadZipFile)  # how its three kinds of file say they are broken

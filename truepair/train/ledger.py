@@ -14,6 +14,8 @@ from truepair.losses.distributed import all_gather, rank, total, world_size
 from truepair.noise import Mixture, finite_range, fit, histogram
 from truepair.pairs.columns import write_parquet
 
+NOBODY = -1  # row of a loss that says nothing of a pair
+
 
 class Ledger:
     """Columns over the table's n rows, alike on every rank; NaN marks a pair no step has seen.
@@ -32,9 +34,13 @@ class Ledger:
         """p_noise (B,) float32 of rows (B,), on the CPU."""
         return torch.from_numpy(self.p_noise[rows.numpy()])
 
-    def record(self, rows: Tensor, per_pair: Tensor) -> None:
-        """Note the losses (B,) of rows (B,) of this step and rank."""
-        self._pending.append((rows, per_pair))
+    def record(self, rows: Tensor, per_pair: Tensor, raw: Tensor | None = None) -> None:
+        """Note the losses (B,) of rows (B,) of this step and rank.
+
+        raw: (B,) bool, whether a raw caption was among the row's; None: always. A loss of synthetic captions alone says
+        nothing of the pair and is noted for nobody (row -1), only looked at for numbers that are not finite.
+        """
+        self._pending.append((rows if raw is None else torch.where(raw, rows, NOBODY), per_pair))
 
     def flush(self) -> npt.NDArray[np.int64]:
         """Write what is pending, of all ranks, in step order; returns the rows whose loss is not finite."""
@@ -44,13 +50,18 @@ class Ledger:
         rows = all_gather(torch.stack([rows for rows, _ in self._pending], dim=1).to(device))  # (W·B, steps)
         losses = all_gather(torch.stack([loss.float() for _, loss in self._pending], dim=1))
         self._pending.clear()
-        for row, loss in zip(rows.T.cpu().numpy(), losses.T.cpu().numpy(), strict=True):
-            former = self.losses[row]
-            keep = np.where(np.isfinite(former), self.config.average, 0.0).astype(np.float32)
-            self.losses[row] = np.where(keep > 0, keep * former, 0) + (1 - keep) * loss
+        if self.config.loss_source == "epoch":
+            for row, loss in zip(rows.T.cpu().numpy(), losses.T.cpu().numpy(), strict=True):
+                self.measured(row[row != NOBODY], loss[row != NOBODY])
         flat, values = rows.flatten().cpu().numpy(), losses.flatten().cpu().numpy()
         broken: npt.NDArray[np.int64] = np.unique(flat[~np.isfinite(values)])
         return broken
+
+    def measured(self, rows: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None:
+        """Take in the losses (m,) of rows (m,), alike on every rank."""
+        former = self.losses[rows]
+        keep = np.where(np.isfinite(former), self.config.average, 0.0).astype(np.float32)
+        self.losses[rows] = np.where(keep > 0, keep * former, 0) + (1 - keep) * losses
 
     def refit(self) -> Mixture:
         """Fit the mixture to the losses and set every pair's p_noise. Each rank bins its share; only sums travel."""

@@ -14,9 +14,9 @@ import torch
 from truepair.config import RunConfig
 from truepair.losses.distributed import rank
 from truepair.methods.base import Inputs, Pairs
-from truepair.pairs.batches import batches
 from truepair.train.augment import augment
-from truepair.train.devices import agree, autocast, ranks, workers_of
+from truepair.train.completion import batches_of_stages
+from truepair.train.devices import agree, autocast, ranks
 from truepair.train.monitor import Monitor
 from truepair.train.optim import learning_rate, warmup_steps
 from truepair.train.setup import assemble
@@ -44,14 +44,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
     """
     with ranks(config.device) as device, _stop_signals() as signals:
         job = assemble(config, device, resume)
-        workers, local = workers_of(config.workers), job.local
-        loader = batches(job.source, job.start, job.steps, workers=workers, pin=device.type == "cuda")
-        warmup = warmup_steps(config.optim, job.steps)
+        local, warmup = job.local, warmup_steps(config.optim, job.steps)
         saved_at = time.monotonic()
 
-        with closing(loader), Monitor(job) as monitor:
+        with Monitor(job) as monitor, closing(batches_of_stages(job, monitor)) as loader:
             monitor.evaluate(job.start)  # if a kill came between saving and evaluating
-            for step, batch in enumerate(monitor.clock.over(loader), job.start):
+            for step, batch in enumerate(loader, job.start):
                 torch.manual_seed(_mixed(config.seed, step, rank()))  # dropout: a function of the step
                 for group in job.optimizer.param_groups:
                     group["lr"] = learning_rate(step, job.steps, warmup, config.lr)
@@ -62,11 +60,14 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 images = augment(
                     images, config.augment, seed=config.seed, step=step, first=rank() * local, total=local * job.world
                 )
-                pairs = Pairs(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs, here.caption_ids)
+                pairs = Pairs(
+                    *(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs, here.caption_ids),
+                    synthetic=here.synthetic,
+                )
 
                 loss = forward_backward(
                     job.parallel,
-                    Inputs(images, here.tokens),
+                    Inputs(images, here.tokens, here.columns),
                     pairs,
                     micro_batches=config.optim.accumulation,
                     precision=autocast(config.precision, device),
@@ -79,13 +80,15 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 job.method.after_step(job.model)
 
                 done = step + 1
-                job.ledger.record(batch.rows, loss.per_pair)
+                raw = ~batch.synthetic.view(len(batch.rows), -1).all(dim=1)
+                job.ledger.record(batch.rows, loss.per_pair, raw)
                 monitor.step(done, batch, loss, job.optimizer.param_groups[0]["lr"], job.model.scale, grad_norm)
                 end_of_epoch = done % job.order.steps == 0
                 late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
                 stop, late = agree([bool(signals), late], device)
                 planned = config.checkpoint_steps > 0 and done % config.checkpoint_steps == 0
-                save = planned or late or stop or done == job.steps or monitor.evaluates(done)
+                stage_ends = done in (job.completion_step, job.steps)
+                save = planned or late or stop or stage_ends or monitor.evaluates(done)
                 if save or end_of_epoch or done % config.log.every == 0:
                     monitor.flush()
                 if end_of_epoch:

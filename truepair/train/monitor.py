@@ -20,6 +20,7 @@ from truepair.pairs.batches import Batch
 from truepair.pairs.table import PairTable
 from truepair.train.devices import workers_of
 from truepair.train.logs import Clock, RunLog, cut
+from truepair.train.measuring import pass_losses
 from truepair.train.optim import warmup_steps
 from truepair.train.setup import Job
 from truepair.train.trouble import Trouble
@@ -66,9 +67,10 @@ class Monitor:
         )
         if job.start:
             self.log.say(f"resuming after step {job.start:,}")
-        if config.pairs.synthetic and job.source.captions == 1:
+        if config.pairs.synthetic and config.pairs.completion == "both" and job.source.captions == 1:
             self.log.say(
-                "warning: with --pairs.captions 1 synthetic captions serve only rows without a raw one; take 2 or more",
+                "warning: with --pairs.captions 1 synthetic captions serve only rows without a raw one; take 2 or "
+                "more, or --pairs.completion sample",
                 style="yellow",
             )
         if job.without_caption:
@@ -160,6 +162,8 @@ class Monitor:
     def _noise(self, step: int, epoch: int) -> str:
         """Refit, write, and say it in a few words."""
         job = self.job
+        if job.config.noise.loss_source == "pass":
+            job.ledger.measured(*pass_losses(job))
         mixture = job.ledger.refit()
         rows = job.order.rows
         figures: dict[str, Any] = {"mixture": mixture.to_dict(), "mean_p_noise": float(job.ledger.p_noise[rows].mean())}

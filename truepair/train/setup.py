@@ -57,6 +57,11 @@ class Job:
         return world_size()
 
     @property
+    def completion_step(self) -> int:
+        """Steps done when the run writes captions itself; 0: it never does."""
+        return self.config.completion.start * self.order.steps
+
+    @property
     def local(self) -> int:
         """Pairs of a batch on this rank."""
         return self.config.batch_size // world_size()
@@ -75,6 +80,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     order, without_caption = _order(config, table)
     method = _method(config)
     folder = _folder(config, resume)
+    if config.completion.start and config.completion.mode == "both" and _captions(config, method) < 2:
+        raise UserError("--completion.mode both shows a raw caption beside a synthetic one: take --pairs.captions 2")
     if config.eval.zeroshot:
         ImageClasses.open(config.eval.zeroshot)  # complains now rather than after training
     if config.eval.retrieval:
@@ -93,7 +100,12 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     )
     if needs.init_bias is None and model.bias is not None:
         model.clip.logit_bias.requires_grad_(False)  # the method has no use for it, and DDP waits for every gradient
-    method.bind(model)
+    method.bind(model, table, table.captions(config.pairs.caption_column))
+    if config.completion.start and method.writer(model) is None:
+        raise UserError(
+            f"--completion.start {config.completion.start}: {config.method} trains no captioner; take "
+            "--method nlip (with --options.captioning 1), or write captions beforehand (truepair caption)"
+        )
     trainee = Trainee(model, method).to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
         if device.type == "cuda":
@@ -114,12 +126,14 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         model.tokenizer,
         model.pad_id,
         model.image_size,
-        captions=max(config.pairs.captions, needs.captions),
+        captions=_captions(config, method),
         draw=config.pairs.draw,
         views=needs.views,
         crop_scale=config.pairs.crop_scale,
         caption_column=config.pairs.caption_column,
         synthetic=config.pairs.synthetic,
+        completion=config.pairs.completion,
+        replace_above=config.pairs.replace_above,
         columns=needs.columns,
         seed=config.seed,
         rank=rank(),
@@ -168,6 +182,9 @@ def _check(config: RunConfig) -> None:
         "optim.accumulation": 1 <= config.optim.accumulation <= max(1, config.batch_size // world_size()),
         "noise.warmup_epochs": config.noise.warmup_epochs >= 0,
         "noise.average": 0 <= config.noise.average < 1,
+        "pairs.replace_above": 0 <= config.pairs.replace_above <= 1,
+        "completion.start": 0 <= config.completion.start < config.epochs,
+        "completion.min_p_noise": 0 <= config.completion.min_p_noise <= 1,
         "eval.every": config.eval.every >= 0,
         "log.every": config.log.every >= 1,
         "log.keep_checkpoints": config.log.keep_checkpoints >= 1,
@@ -197,6 +214,11 @@ def _order(config: RunConfig, table: PairTable) -> tuple[Order, int]:
                 f"{table.source_path(source)}, indexed in {table.path}, is gone; bring it back or index anew"
             )
     return order, len(kept) - len(rows)
+
+
+def _captions(config: RunConfig, method: Method) -> int:
+    """K: what the user asks for, or more if the method needs it."""
+    return max(config.pairs.captions, method.needs.captions)
 
 
 def _method(config: RunConfig) -> Method:

@@ -137,7 +137,11 @@ def _split(inputs: Inputs, parts: int, pairs: int) -> list[Inputs]:
     captions = inputs.tokens.shape[0] // pairs
     tokens = inputs.tokens.view(pairs, captions, -1).tensor_split(parts)
     images = inputs.images.tensor_split(parts, dim=1)
-    return [Inputs(image, token.flatten(0, 1)) for image, token in zip(images, tokens, strict=True)]
+    columns = {name: values.tensor_split(parts) for name, values in inputs.columns.items()}
+    return [
+        Inputs(images[i], tokens[i].flatten(0, 1), {name: pieces[i] for name, pieces in columns.items()})
+        for i in range(parts)
+    ]
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

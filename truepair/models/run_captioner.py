@@ -1,0 +1,198 @@
+"""A run's own captioner: its towers, concepts and decoder together write captions and say how well these fit."""
+
+import pickle
+import zipfile
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from truepair.config import from_toml
+from truepair.errors import UserError
+from truepair.models.captioner import ConceptCaptioner
+from truepair.models.concepts import ConceptBank, stored_names
+from truepair.models.dual import DualEncoder, create
+from truepair.models.image_to_text import Decoding
+from truepair.models.likeness import PIXELS, Judge, Precision, at_rest
+from truepair.models.tokens import encode_image_with_tokens
+from truepair.pairs.table import PairTable
+
+CONCEPTS = 10  # shown with an image where a run does not say; NLIP's, recalled
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.PickleError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Captions of B images. texts: of each. concepts: shown with each, best first. images: (B, D) float32 unit rows."""
+
+    texts: list[list[str]]
+    concepts: list[list[str]]
+    images: Tensor
+
+
+class RunCaptioner:
+    """A `ConceptCaptioner` with the towers and the concepts it was trained with; it can stand for a `Captioner`.
+
+    The modules may be those of a run that trains on: their state, torch's randomness and autocast are left as they
+    were. Attributes:
+        name, precision in use, version of transformers, prompt (none: it reads concepts).
+        step: of the run, -1: unknown. concepts_per_image: k, 0: none.
+        model: a module that holds all weights. judge: its towers. preparer: for worker processes.
+    """
+
+    prompt = ""
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        captioner: ConceptCaptioner,
+        bank: ConceptBank,
+        concepts_per_image: int,
+        *,
+        column: str = "",
+        name: str = "the run's own",
+        step: int = -1,
+        precision: Precision = "auto",
+    ) -> None:
+        import transformers
+
+        self.name, self.step, self.version = name, step, transformers.__version__
+        self.towers, self.captioner, self.bank = model, captioner, bank
+        self.concepts_per_image, self.column = min(concepts_per_image, len(bank.names)), column
+        self._stored: npt.NDArray[Any] | None = None  # (n, k') concept ids of the rows of a table
+        self.model = nn.ModuleDict({"towers": model, "captioner": captioner, "bank": bank})
+        self.judge = Judge(model, precision)
+        self.precision, self.preparer = self.judge.precision, self.judge.preparer
+
+    def at(self, table: PairTable) -> "RunCaptioner":
+        """This captioner, for images of `table`: with the concepts stored there, if it was trained with stored ones.
+
+        Raises UserError if the table does not hold them.
+        """
+        if not self.column:
+            return self
+        if self.column not in table.column_names:
+            raise UserError(
+                f"captioner {self.name} was trained with the concepts of a column {self.column!r}, which {table.path} "
+                "has not; truepair concepts makes it, with the same model and --list"
+            )
+        if stored_names(table, self.column) != self.bank.names:
+            raise UserError(f"column {self.column!r} of {table.path} has another list of concepts than {self.name}")
+        found = copy(self)
+        found._stored = table.numbers(self.column)
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self.towers.device
+
+    def write(self, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64], decoding: Decoding, seed: int) -> Written:
+        """Up to `decoding.n` captions of each of B images prepared by `preparer`, encoded once.
+
+        A sampled caption is a function of the image, `seed` and the row's number (up to rounding, which depends on the
+        other images of the batch). Raises UserError if the device's memory is too small.
+        """
+        try:
+            with at_rest(self.model, self.device, self.precision):
+                images, tokens = encode_image_with_tokens(self.towers, self._pixels(inputs))
+                concepts = self._nearest(images, rows)
+                texts = self.captioner.generate(tokens, concepts, rows, decoding, seed)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{len(rows)} images at once are too many for the device's memory; lower --batch-size"
+            ) from None
+        return Written(texts, self._named(concepts), images)
+
+    def generate(
+        self, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64], decoding: Decoding, seed: int
+    ) -> list[list[str]]:
+        """The captions of `write` alone."""
+        return self.write(inputs, rows, decoding, seed).texts
+
+    def score(self, inputs: dict[str, Tensor], texts: list[list[str]]) -> list[list[float]]:
+        """Cosine of each of B images with each of its texts."""
+        return self.judge.cosines(self.judge.see(inputs[PIXELS]), texts)
+
+    def concepts_of(self, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64]) -> list[list[str]]:
+        """The concepts shown with each of B images, best first."""
+        images = self.judge.see(inputs[PIXELS])
+        with torch.no_grad():
+            return self._named(self._nearest(images, rows))
+
+    def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs[PIXELS].to(self.device, non_blocking=True)
+
+    def _nearest(self, images: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+        """(B, k) ids of the concepts stored for `rows`, or nearest to (B, D) image features; -1: none."""
+        if self._stored is not None:
+            stored = np.asarray(self._stored[rows], np.int64)[:, : self.concepts_per_image]
+            return torch.from_numpy(stored).to(images.device)
+        if not self.concepts_per_image:
+            return torch.empty(len(images), 0, dtype=torch.int64, device=images.device)
+        return self.bank.nearest(images, self.concepts_per_image)[1]
+
+    def _named(self, concepts: Tensor) -> list[list[str]]:
+        return [[self.bank.names[i] for i in row if i >= 0] for row in concepts.tolist()]
+
+
+def open_run_captioner(
+    run: str | Path, *, device: torch.device | str = "cpu", precision: Precision = "auto"
+) -> RunCaptioner:
+    """The captioner of a run's newest checkpoint, as it is.
+
+    Raises UserError if `run` is no run, has no checkpoint or no captioner, or if its files are damaged.
+    """
+    folder = Path(run)
+    if not (folder / "run.toml").is_file():
+        raise UserError(f"captioner {str(run)!r} is neither a run (no run.toml there) nor hf:NAME or hf:DIR")
+    checkpoints = sorted(folder.glob("checkpoints/step-*/open_clip_config.json"))
+    if not checkpoints:
+        raise UserError(f"run {run} has no checkpoint yet")
+    saved = checkpoints[-1].parent
+    options = from_toml(folder / "run.toml").options
+    model = create(f"local-dir:{saved}")
+    state = _method_state(saved / "state.pt")
+    parts = {name: _below(state, f"{name}.") for name in ("captioner", "bank")}
+    if not all(parts.values()):
+        raise UserError(f"run {run} has no captioner; train one: truepair train --method nlip")
+    try:
+        captioner = ConceptCaptioner.from_state(model, parts["captioner"])
+        bank = ConceptBank.from_state(parts["bank"])
+    except DAMAGE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the captioner of {saved} does not fit its towers: {reason}") from error
+    if bank.names != captioner.concepts:
+        raise UserError(f"{saved / 'state.pt'} holds other concepts than its captioner knows")
+    where = torch.device(device)
+    opened = RunCaptioner(
+        model.to(where),
+        captioner.to(where),
+        bank.to(where),
+        int(options.get("concepts_per_image", CONCEPTS)),
+        column=str(options.get("concept_column", "")),
+        name=str(run),
+        step=int(saved.name.removeprefix("step-")),
+        precision=precision,
+    )
+    opened.model.eval()
+    return opened
+
+
+def _method_state(file: Path) -> dict[str, Any]:
+    """What the method of a checkpoint keeps; the optimiser's tensors beside it are mapped, not read."""
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["method"]
+    except DAMAGE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} cannot be read: {reason}") from error
+    return state
+
+
+def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
