@@ -76,9 +76,10 @@ def test_from_shards_to_an_exported_model(scenes: Path, tmp_path: Path, capsys: 
     again = run(capsys, *trained, "--resume")
     assert again["step"] == result["step"]
 
-    found = run(
-        capsys, "audit", str(tmp_path / "noisy"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "a")
-    )
+    audited = [str(tmp_path / "noisy"), "--model", str(tmp_path / "run"), "--out", str(tmp_path / "a")]
+    found = run(capsys, "audit", *audited, "--to", str(tmp_path / "doubted"))
+    p_noise = PairTable.open(tmp_path / "doubted").numbers("p_noise")
+    assert p_noise.sum() == pytest.approx(found["expected_noise"], rel=1e-4)
     assert found["n"] == indexed["rows"] and 0 <= found["figures"]["auroc"] <= 1
     figures = run(capsys, "eval", str(tmp_path / "run"), "--zeroshot", str(scenes / "zeroshot"))
     assert set(figures["results"][0]["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}

@@ -18,11 +18,13 @@ class Audit:
     Examples:
       truepair audit table --model run --out audit
       truepair audit table --model open_clip:ViT-B-32:openai --worst 50 --out audit
+      truepair audit table --model run --out audit --to doubted
     """
 
     table: tyro.conf.Positional[Path]  # a pair table
     model: str  # RUN, open_clip:NAME[:TAG] or local-dir:DIR
     out: Path  # directory for audit.parquet
+    to: Path | None = None  # write a new table too: this one with the column p_noise (1 for pairs not scored)
     worst: int = 10  # pairs to print
     batch_size: int = 256
     workers: int = -1  # decoding processes; -1: by the number of cores
@@ -64,12 +66,16 @@ class Eval:
 
 
 def audit(args: Audit) -> dict[str, Any]:
+    import numpy as np
+
     from truepair.evaluate import audit
     from truepair.pairs.table import PairTable
 
     if args.worst < 0:
         raise UserError(f"--worst {args.worst} makes no sense; 0 prints none")
     table = PairTable.open(args.table)
+    if args.to is not None and args.to.exists():
+        raise UserError(f"{args.to} exists already; choose another --to")
     with counting("scoring", len(table)) as advance:
         result = audit(
             loaded_model(args.model, args.device),
@@ -92,6 +98,10 @@ def audit(args: Audit) -> dict[str, Any]:
     for reason, count in result.skipped.items():
         console.print(f"  not scored {count:,}: {reason}")
     console.print(f"all rows: {result.file}")
+    if args.to is not None:
+        p_noise = np.nan_to_num(result.scores.p_noise, nan=1.0)
+        table.derive(args.to).add_column("p_noise", p_noise, {"by": "truepair audit", "model": args.model})
+        console.print(f"with the column p_noise: {args.to}")
     return result.to_json()
 
 
