@@ -70,7 +70,8 @@ class CompletionConfig:
     start: int = 0  # epochs before they are written; 0: never
     mode: Literal["sample", "replace", "both"] = "sample"  # how they serve, see --pairs.completion; METHODS.md §2
     min_p_noise: float = 0.5  # pairs at least so noisy get one; ours
-    accept: Literal["all", "better"] = "better"  # better: no less similar to the image than the raw caption; ours
+    accept: Literal["all", "better"] = "better"  # better: more similar to the image than the raw caption; ours
+    margin: float = 0.0  # by so much at least [logits]; 2: seven times as likely; ours
     decoding: Literal["nucleus", "beam", "greedy"] = "beam"  # truepair caption --help; ours
 
 

@@ -265,15 +265,16 @@ def test_a_runs_captions_come_with_concepts_scores_and_who_wrote_them(
     assert all(new.made[name] == made for name in new.made if name.startswith("synthetic"))
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.5])  # logits
 def test_only_captions_no_worse_than_the_best_raw_one_are_accepted_and_the_others_are_kept_apart(
-    table: PairTable, own: RunCaptioner, tmp_path: Path
+    table: PairTable, own: RunCaptioner, tmp_path: Path, margin: float
 ) -> None:
     _, everything = captioned(table, own, tmp_path / "all")
-    result, kept = captioned(table, own, tmp_path / "better", accept="better")
+    result, kept = captioned(table, own, tmp_path / "better", accept="better", margin=margin)
     before, new = PairTable.open(tmp_path / "all"), PairTable.open(tmp_path / "better")
     rejected = lists_of(new, "synthetic_rejected")
     for row in range(len(table)):
-        raw = max(cosines(own, table, row, table.captions()[row]))
+        raw = max(cosines(own, table, row, table.captions()[row])) + margin / own.towers.scale.item()
         scores = cosines(own, table, row, everything[row])
         assert kept[row] == [text for text, score in zip(everything[row], scores, strict=True) if score >= raw]
         assert rejected[row] == [text for text in everything[row] if text not in kept[row]]

@@ -110,11 +110,11 @@ def test_a_doubted_pair_is_pulled_together_less_and_the_others_apart_no_more() -
     assert pulls[0] > pulls[1] > pulls[2]
 
 
-def test_a_synthetic_caption_counts_as_clean_and_stays_out_of_the_loss_the_noise_model_sees() -> None:
+def test_a_synthetic_caption_is_doubted_as_its_pair_and_stays_out_of_the_loss_the_noise_model_sees() -> None:
     features, doubt = drawn(6, 2, seed=5), torch.full((6,), 0.8, dtype=torch.float64)
     synthetic = torch.tensor([False, True] * 5 + [True, True])
     found = loss(features, doubt, synthetic)
-    torch.testing.assert_close(found.total, by_matrices(features, 0.5 * 0.8 * (~synthetic).double()))
+    torch.testing.assert_close(found.total, by_matrices(features, torch.full((12,), 0.5 * 0.8, dtype=torch.float64)))
     torch.testing.assert_close(
         found.per_pair[:5], by_rows(features, ~synthetic | torch.tensor([False] * 10 + [True] * 2))[:5]
     )

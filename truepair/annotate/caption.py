@@ -1,5 +1,6 @@
 """Synthetic captions: a captioner looks at the images of a table, and what it writes becomes a column."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -62,6 +63,7 @@ def caption_table(
     decoding: Decoding | None = None,
     min_p_noise: float = 0.0,
     accept: Accept = "all",
+    margin: float = 0.0,
     judge: Judge | None = None,
     raw: str = "",
     seed: int = 0,
@@ -80,15 +82,18 @@ def caption_table(
     A run's captions are judged by its own towers, or by `judge`; an external captioner's by `judge`, if there is one.
     Then there are columns too of the cosine with the image: NAME_score of the best caption written, NAME_raw_score of
     the best raw one (of column `raw`, "": those in force), float32, NaN where there is none. With `accept` "better" a
-    caption less like the image than the best raw one goes to the column NAME_rejected instead; rows left without any
-    are counted and named. That is the filter of CapFilt (Li et al. 2022, sec. 4.3) by cosine in place of an
-    image-text matching head (ours). NAME_concepts: the concepts that a run's captioner was shown.
+    caption less like the image than the best raw one, or more by less than `margin` logits (cosine times the judge's
+    1/τ), goes to the column NAME_rejected instead; rows left without any are counted and named. That is the filter of
+    CapFilt (Li et al. 2022, sec. 4.3) by cosine in place of an image-text matching head (ours). NAME_concepts: the
+    concepts that a run's captioner was shown.
     Raises UserError for names, files and models that do not fit, and where all of the first part's rows give nothing.
     """
     decoding = decoding or Decoding()
     looked_at = _looked_at(table, min_p_noise)
     captioner = captioner.at(table) if isinstance(captioner, RunCaptioner) else captioner
-    scribe = Scribe(captioner, decoding, seed, accept, judge, table.captions(raw))
+    scribe = Scribe(captioner, decoding, seed, accept, margin, judge, table.captions(raw))
+    if not 0 <= margin < math.inf or (margin and accept == "all"):
+        raise UserError(f"--margin {margin} makes no sense; it is 0 or more logits, with --accept better")
     if accept == "better" and not scribe.judges:
         raise UserError("--accept better compares captions by two towers; name some: --judge RUN or open_clip:NAME:TAG")
     made = {
@@ -188,7 +193,7 @@ def _made_beside(scribe: Scribe) -> dict[str, Any]:
     if isinstance(scribe.captioner, RunCaptioner):
         made |= {"step": scribe.captioner.step, "concepts_per_image": scribe.captioner.concepts_per_image}
     if scribe.judges:
-        made["accept"] = scribe.accept
+        made |= {"accept": scribe.accept, "margin": scribe.margin}
     if (judge := scribe.judge) is not None:
         of_judge = said_by_rank_0(lambda: weights(judge.model))
         made["judge"] = {"model": judge.model.name, "weights": of_judge, "precision": judge.precision}

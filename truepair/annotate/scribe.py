@@ -45,6 +45,7 @@ class Scribe:
     decoding: Decoding
     seed: int
     accept: Accept
+    margin: float  # logits that a caption must be above the best raw one, with `accept` "better"
     judge: Judge | None
     raw: StringLists  # captions of every row of the table
 
@@ -82,12 +83,13 @@ class Scribe:
         raw = [[text for text in self.raw[row] if text.strip()] for row in rows]
         cosines = judge.cosines(images, [own + of_row for own, of_row in zip(texts, raw, strict=True)])
         judged = zip(rows, texts, concepts, cosines, strict=True)
-        return notes | {row: self._judged(own, shown, found) for row, own, shown, found in judged}
+        margin = self.margin / judge.model.scale.item()  # in cosines
+        return notes | {row: self._judged(own, shown, found, margin) for row, own, shown, found in judged}
 
-    def _judged(self, texts: list[str], concepts: list[str], cosines: list[float]) -> Note:
+    def _judged(self, texts: list[str], concepts: list[str], cosines: list[float], margin: float) -> Note:
         """cosines: of the texts, then of the raw captions."""
         scores, raw_scores = cosines[: len(texts)], cosines[len(texts) :]
-        least = max(raw_scores) if raw_scores and self.accept == "better" else -math.inf
+        least = max(raw_scores) + margin if raw_scores and self.accept == "better" else -math.inf
         kept = [text for text, score in zip(texts, scores, strict=True) if score >= least]
         return _note(
             kept,

@@ -42,6 +42,7 @@ class Caption:
     prompt: str = ""  # hf: what captions go on from, or the question to a model that chats
     min_p_noise: float = 0.0  # only pairs that column p_noise calls at least so noisy; the others get no caption
     accept: Literal["all", "better"] = "all"  # better: no less similar to the image than the best raw caption
+    margin: float = 0.0  # better by so much [logits, cosine times 1/temperature; 2: seven times as likely]
     judge: str = ""  # RUN, open_clip:NAME:TAG or local-dir:DIR, to compare captions with images; a run does it itself
     seed: int = 0
     overwrite: Flag = False  # replace the table's column of this name
@@ -78,6 +79,7 @@ def caption(args: Caption) -> dict[str, Any]:
                 decoding=decoding,
                 min_p_noise=args.min_p_noise,
                 accept=args.accept,
+                margin=args.margin,
                 judge=judge,
                 seed=args.seed,
                 batch_size=batch_size,

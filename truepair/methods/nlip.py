@@ -62,8 +62,8 @@ class Nlip(Method):
         the noise model's p_noise.
     L_LM: -log p(caption | image tokens, concepts) a token, a caption weighted by 1-ε_i.
 
-    A synthetic caption is not what ε speaks of: it counts as clean in L_ITC, is no example for the captioner that wrote
-    it, and takes no part in `per_pair`, which is CLIP's loss of the raw captions (ours).
+    A synthetic caption is doubted as the pair is that it was written for; it is no example for the captioner that wrote
+    it, and takes no part in `per_pair`, which is CLIP's loss of the raw captions (all ours).
     """
 
     Options = NlipOptions
@@ -126,7 +126,7 @@ class Nlip(Method):
         x, t = features.image, features.text
         k = len(t) // len(x)
         raw = torch.ones(len(t), dtype=torch.bool, device=x.device) if pairs.synthetic is None else ~pairs.synthetic
-        epsilon = pairs.p_noise.repeat_interleave(k) * raw  # (B·K,) ε of each caption
+        epsilon = pairs.p_noise.repeat_interleave(k)  # (B·K,) ε of each caption
         w = self.options.smoothing * epsilon
         w_image = w.view(-1, k).mean(dim=1)  # (B,)
 

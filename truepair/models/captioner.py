@@ -162,6 +162,9 @@ class ConceptCaptioner(nn.Module):
         the K of an image together. concepts: (b, k) int64, -1: none; k may be 0.
         A caption that the tokenizer cut ends where it is cut. Raises UserError for more than MOST_CONCEPTS concepts.
         """
+        fast = "eager" if image_tokens.device.type == "cpu" else "sdpa"  # torch's fused attention is slower on a CPU
+        if self.decoder.config._attn_implementation != fast:
+            self.decoder.set_attn_implementation(fast)
         each = len(captions) // len(image_tokens)
         words, is_word = self._own(captions)
         words = _gathered(words, is_word, left=True)
