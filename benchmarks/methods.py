@@ -1,7 +1,7 @@
 """Methods on noisy emoji, evaluated on an artist never seen in training: the demo's model and schedule, several seeds.
 
     python benchmarks/methods.py --out work --jobs 2 [--image-model timm:... --text-model sentence-transformers:...]
-    python benchmarks/methods.py --out work --kinds shuffle truncate --rows clip gate nlip [--completion-epoch 9]
+    python benchmarks/methods.py --out work --kinds shuffle truncate --rows clip gate nlip [--completion-start 12]
 
 Makes the corpus, corrupts it, embeds it where guidance models are given, trains every cell with `truepair train` on one
 thread, and prints a table. A cell whose result is there is not run again. WORK/cells/NAME holds the run, NAME.json its
@@ -52,13 +52,13 @@ def noise(kind: str, rate: float) -> str:
     return f"{'' if kind == 'shuffle' or not rate else kind + '-'}{round(100 * rate)}"
 
 
-def rows(rate: float, guided: bool, completion_epoch: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def rows(rate: float, guided: bool, completion_start: int) -> list[tuple[str, str, tuple[str, ...]]]:
     """Name, method and flags of each row of the table."""
     truth = "label" if rate == 0 else "label@caption_from"
     counted = ("--options.image-truth", "label", "--options.caption-truth", truth)
     found = [(name, name, ()) for name in ("clip", "siglip", "gate", "softclip")] + [("fff", "fff", counted)]
     found += [("softclip, stored features", "softclip", GUIDED)] * guided
-    completed = ("--completion.start", str(completion_epoch))
+    completed = ("--completion.start", str(completion_start))
     return found + [(name, "nlip", flags + completed * (name != "nlip, harmonization")) for name, flags in NLIP.items()]
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--kinds", nargs="+", default=["shuffle"], help="of noise; rate 0 is run once")
     parser.add_argument("--rows", nargs="+", default=[], help="of the table, by name; default: all")
-    parser.add_argument("--completion-epoch", type=int, default=9, help="of nlip")
+    parser.add_argument("--completion-start", type=int, default=12, help="of nlip")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.4])
     parser.add_argument(
         "--image-model", default="", help="of truepair embed: guidance for SoftCLIP from stored features"
@@ -151,7 +151,7 @@ def main() -> None:
     cells = [
         Cell(*row, *what, seed)
         for seed, what in grid
-        for row in rows(what[1], guided, args.completion_epoch)
+        for row in rows(what[1], guided, args.completion_start)
         if not args.rows or row[0] in args.rows
     ]
     with ThreadPoolExecutor(args.jobs) as pool:

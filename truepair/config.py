@@ -71,7 +71,7 @@ class CompletionConfig:
     mode: Literal["sample", "replace", "both"] = "sample"  # how they serve, see --pairs.completion; METHODS.md §2
     min_p_noise: float = 0.5  # pairs at least so noisy get one; ours
     accept: Literal["all", "better"] = "better"  # better: more similar to the image than the raw caption; ours
-    margin: float = 0.0  # by so much at least [logits]; 2: seven times as likely; ours
+    margin: float = 2.0  # by so much at least [logits]; 2: seven times as likely; ours
     decoding: Literal["nucleus", "beam", "greedy"] = "beam"  # truepair caption --help; ours
 
 

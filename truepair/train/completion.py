@@ -76,7 +76,7 @@ def _write(job: Job, monitor: Monitor) -> None:
         decoding=Decoding(completion.decoding, min_tokens=1),  # it has learnt from these how long captions are
         min_p_noise=completion.min_p_noise,
         accept=completion.accept,
-        margin=completion.margin,
+        margin=completion.margin if completion.accept == "better" else 0.0,
         raw=job.config.pairs.caption_column,
         seed=job.config.seed,
         workers=workers_of(job.config.workers),

@@ -184,6 +184,7 @@ def _check(config: RunConfig) -> None:
         "noise.average": 0 <= config.noise.average < 1,
         "pairs.replace_above": 0 <= config.pairs.replace_above <= 1,
         "completion.start": 0 <= config.completion.start < config.epochs,
+        "completion.margin": 0 <= config.completion.margin < math.inf,
         "completion.min_p_noise": 0 <= config.completion.min_p_noise <= 1,
         "eval.every": config.eval.every >= 0,
         "log.every": config.log.every >= 1,
