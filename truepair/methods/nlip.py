@@ -22,7 +22,7 @@ from truepair.pairs.nouns import frequent_concepts
 from truepair.pairs.table import PairTable
 
 SAMPLE = 1_000_000  # rows whose captions the concepts are read from, evenly spaced (ours)
-TEXTS = 10  # captions learnt for each concept before all concepts are embedded anew by the towers of then (ours)
+TEXTS = 4  # captions learnt for each concept before all concepts are embedded anew by the towers of then (ours)
 LEAST = 1e-6  # loss [nats] that the log-odds form takes for nothing (ours)
 
 

@@ -72,9 +72,11 @@ class RunCaptioner:
     def at(self, table: PairTable) -> "RunCaptioner":
         """This captioner, for images of `table`: with the concepts stored there, if it was trained with stored ones.
 
+        Otherwise its own are embedded by the towers as they are now; those it was trained with are some steps older.
         Raises UserError if the table does not hold them.
         """
         if not self.column:
+            self.bank.refresh(self.towers)
             return self
         if self.column not in table.column_names:
             raise UserError(
