@@ -1,5 +1,12 @@
-"""The one exception whose text is meant for the person at the keyboard."""
+"""What goes wrong, in one line: the exception meant for the person at the keyboard, and what others' errors say."""
 
 
 class UserError(Exception):
     """Bad usage or bad input, said in one line: what was wrong, where, what to do. The command line exits 2 on it."""
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's text that says something: no heading ("Errors in …:"), or else the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in lines if not line.endswith(":")), "")
+    return said or next(iter(lines), type(error).__name__)

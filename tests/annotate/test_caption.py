@@ -394,6 +394,21 @@ def in_process(args: Caption, **environment: str) -> Any:
     return process
 
 
+@pytest.mark.parametrize(("most", "least"), [(3, 3), (30, 5)])
+def test_a_least_number_of_tokens_that_nobody_gave_is_no_hindrance_to_short_captions(
+    table: PairTable, captioner_folders: dict[str, Path], tmp_path: Path, most: int, least: int
+) -> None:
+    args = Caption(table.path, f"hf:{captioner_folders['blip2']}", tmp_path / "out", max_tokens=most, workers=0)
+    caption(dataclasses.replace(args, device="cpu"))
+    decoding = PairTable.open(tmp_path / "out").made["synthetic"]["decoding"]
+    assert (decoding["min_tokens"], decoding["max_tokens"]) == (least, most)
+    for wrong in (0, -2):
+        with pytest.raises(UserError, match=f"--max-tokens {wrong} makes no sense"):
+            caption(dataclasses.replace(args, max_tokens=wrong))
+    with pytest.raises(UserError, match="--min-tokens 40 makes no sense"):
+        caption(dataclasses.replace(args, min_tokens=40))
+
+
 @pytest.mark.parametrize("by", ["hf", "run"])
 def test_killed_and_gone_on_with_by_two_ranks_it_ends_in_the_same_bytes(
     table: PairTable,

@@ -17,7 +17,7 @@ import pytest
 
 from truepair.annotate import parts as module
 from truepair.annotate import sharing
-from truepair.annotate.parts import Finished, Parts
+from truepair.annotate.parts import Finished, Parts, Stopped
 from truepair.errors import UserError
 from truepair.pairs.table import PairTable
 
@@ -34,10 +34,10 @@ def opened(table: PairTable, out: Path, **changes: Any) -> Parts:
     return Parts.open(table, out, MADE, **({"chunk": CHUNK} | changes))
 
 
-def work(parts: Parts, chunks: int = 99) -> int:
+def work(parts: Parts, chunks: int = 99, stop: Callable[[], bool] | None = None) -> int:
     """Do up to so many chunks; gives the rows done."""
     done = 0
-    for _, rows in zip(range(chunks), parts.todo(), strict=False):
+    for _, rows in zip(range(chunks), parts.todo(stop), strict=False):
         names = pa.array([["x"] * (row % 3) for row in rows.tolist()], pa.list_(pa.string()))
         skipped = [(row, "odd one" if row % 2 else "round one") for row in rows.tolist() if row % 20 in (0, 7)]
         parts.write(rows, {"digit": rows % 10, "names": names}, skipped)
@@ -142,6 +142,32 @@ def test_every_rank_stops_where_the_first_one_must_or_has_other_inputs(
             opened(table, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("asked", "kept"), [(1, 0), (2, 4), (3, 6)])
+def test_ranks_ask_equally_often_whether_to_stop_and_keep_their_parts(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, kept: int
+) -> None:
+    ranks, questions = Ranks(monkeypatch), []
+    for rank in range(4):  # six chunks: two for either of the first two ranks, one for the others
+        ranks.be(rank, 4)
+        before = len(questions)
+
+        def stop(before: int = before) -> bool:
+            questions.append(None)
+            return len(questions) - before == asked
+
+        with pytest.raises(Stopped) if asked < 3 else contextlib.nullcontext():
+            work(opened(table, tmp_path / "out"), stop=stop)
+        assert len(questions) - before == min(asked, 2)
+    assert len(list((tmp_path / "out.parts").glob("part-*"))) == kept
+
+
+def test_a_pass_that_was_told_to_stop_leaves_its_folder_to_others(table: PairTable, tmp_path: Path) -> None:
+    parts = opened(table, tmp_path / "out")
+    with pytest.raises(Stopped):
+        work(parts, stop=lambda: True)
+    assert in_another_process(lambda: opened(table, tmp_path / "out")) == ""
+
+
 class Killed(BaseException):
     pass
 
@@ -151,9 +177,8 @@ class Mortal:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps, self.last = 0, sys.maxsize
-        for name in ("replace", "unlink", "rmdir", "mkdir"):
+        for name in ("replace", "unlink", "rmdir", "mkdir", "link"):
             monkeypatch.setattr(os, name, self.guarded(getattr(os, name)))
-        monkeypatch.setattr(shutil, "copy2", self.guarded(shutil.copy2))
         monkeypatch.setattr(os, "fsync", lambda _: None)  # a dead process is no power cut
 
     def guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -220,7 +220,7 @@ def test_a_column_of_captions_is_scored_against_the_others(table, model) -> None
     figures = caption_figures(["red", "green"], images.references[:2])
     assert result.metrics["CIDEr"] == figures.cider.mean() and result.metrics["Bleu_1"] == figures.bleu[0]
     assert result.metrics["CLIPScore"] == pytest.approx(2.5, abs=0.01)
-    assert (result.n_images, result.n_references) == (2, 4)
+    assert (result.n_images, result.n_described, result.n_references) == (2, 3, 4)
     assert result.skipped == {"no reference": 1, "no candidate": 1}
     assert result.to_json() == {
         "dataset": "table",
@@ -230,7 +230,9 @@ def test_a_column_of_captions_is_scored_against_the_others(table, model) -> None
         "metrics": result.metrics,
         "language": "en",
         "judge": "colours",
+        "coverage": 2 / 3,
         "n_images": 2,
+        "n_described": 3,
         "n_references": 4,
         "skipped": result.skipped,
     }
@@ -242,6 +244,20 @@ def test_a_column_of_captions_is_scored_against_the_others(table, model) -> None
         candidates_in_column(images, "nothing")
     with pytest.raises(UserError, match="none of the 3 images"):
         captioning(images, Candidates("synthetic", [None] * 3, {}))
+
+
+def test_an_empty_caption_of_a_column_is_a_bad_caption_and_an_empty_list_none(table) -> None:
+    images = described_table(table)
+    table.add_column("silent", [[], [""], ["red"], [], []], {})
+    table.add_column("mute", [[], [], ["red"], [], []], {})
+    silent, mute = (candidates_in_column(images, name) for name in ("silent", "mute"))
+    assert (silent.texts, mute.texts) == (["red", "", None], ["red", None, None])
+    bad, left_out = captioning(images, silent), captioning(images, mute)
+    assert bad.metrics == captioning(images, Candidates("model", ["red", "", None], {})).metrics
+    assert bad.metrics["ROUGE_L"] < left_out.metrics["ROUGE_L"]
+    assert (bad.coverage, left_out.coverage) == (2 / 3, 1 / 3)
+    table.add_column("one", ["x", "", "red", "", "y"], {})
+    assert candidates_in_column(images, "one").texts == ["x", "", "y"]
 
 
 def test_a_table_or_file_without_references_is_one_clear_line(make_table, square, tmp_path) -> None:
@@ -357,6 +373,7 @@ def test_eval_scores_a_column_without_a_model(table, capsys) -> None:
     result, told = judged(capsys, "--captioning", str(table.path), "--candidates", "synthetic")
     assert result["n_images"] == 2 and result["skipped"] == {"no reference": 1, "no candidate": 1}
     assert "left out of table 1: no candidate" in told
+    assert result["coverage"] == pytest.approx(2 / 3) and "2 of 3" in told and "(on 66.7 % of the images)" in told
 
 
 def test_eval_refuses_what_cannot_be(table, tmp_path, capsys) -> None:

@@ -49,3 +49,10 @@ def test_the_model_gets_its_training_state_back_and_features_can_be_trained_on(m
     assert np.allclose(found.features.norm(dim=1), 1)
     weight = torch.ones(3, requires_grad=True)
     (found.features @ weight).sum().backward()
+
+
+def test_a_part_that_was_at_rest_stays_so(model, square):
+    model.trained, model.frozen = torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1).eval()
+    image_features(model, lambda row: square("red"), 2)
+    text_features(model, ["red"])
+    assert model.training and model.trained.training and not model.frozen.training

@@ -136,13 +136,34 @@ def test_log_odds_with_extreme_losses_stays_finite_with_its_gradient() -> None:
     assert found[1] == 0 and found[3] == 0  # no doubt, no lesson
 
 
+def test_in_the_log_odds_form_a_pair_without_doubt_is_clips() -> None:
+    features = drawn(6, 1, seed=6)
+    doubt = double([0.0, 0.3, 0.0, 0.9, 0.0, 0.0])
+    s = (SCALE * features.image @ features.text.T).detach()
+    wanted = []
+    for logits in (s, s.T):
+        own, others = logits.diagonal().exp(), logits.exp().sum(dim=1) - logits.diagonal().exp()
+        w = 0.5 * doubt
+        odds = -(((1 - w) * own) / ((1 - w) * own + w / 5 * others)).log()
+        wanted.append(torch.where(doubt > 0, odds, -logits.log_softmax(dim=1).diagonal()))
+    torch.testing.assert_close(loss(features, doubt, form="log-odds").total, sum(wanted).mean() / 2)
+
+
 def test_log_odds_takes_one_caption_an_image() -> None:
     with pytest.raises(UserError, match="one caption"):
         loss(drawn(4, 2, seed=0), torch.zeros(4).double(), form="log-odds")
 
 
 @pytest.mark.parametrize(
-    "options", [{"smoothing": 1.0}, {"smoothing": -0.1}, {"captioning": -1.0}, {"concepts": 0}, {"layers": -1}]
+    "options",
+    [
+        {"smoothing": 1.0},
+        {"smoothing": -0.1},
+        {"captioning": -1.0},
+        {"concepts": 0},
+        {"layers": -1},
+        {"concepts_per_image": 33},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):

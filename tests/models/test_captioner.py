@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from truepair.errors import UserError
 from truepair.models import DualEncoder, create
@@ -105,6 +106,34 @@ def test_a_captions_loss_is_the_cross_entropy_of_its_row_alone_whatever_stands_b
     wanted = [loss_by_hand(captioner, seen[i // 2], rows[i // 2][1], text) for i, text in enumerate(texts)]
     assert found.shape == (2 * len(rows),) and found.dtype == torch.float32
     torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-5, atol=1e-5)
+
+
+class Calls(TorchDispatchMode):
+    """The names of torch's operations, in their order, and those for which the host must know a GPU's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.waits: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function).split(".")[1]
+        places = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
+        masked = any(place is not None and place.dtype == torch.bool for place in places)
+        if masked or name in ("nonzero", "masked_select", "_local_scalar_dense"):
+            self.waits.append(len(self.names))
+        self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_a_gpu_before_the_decoders_work_is_queued_and_not_again(
+    captioner: ConceptCaptioner, towers: DualEncoder
+) -> None:
+    captions, concepts = towers.tokenize(CAPTIONS[:4]), torch.tensor([[0], [1], [2], [3]])
+    with Calls() as calls:
+        captioner(tokens_of(4), captions, concepts).sum().backward()
+    first = next(place for place, name in enumerate(calls.names) if name in ("mm", "addmm", "bmm"))
+    assert len(calls.waits) <= 3 and max(calls.waits) < first
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A bank of concepts embeds names as its encoder does, and finds the nearest exactly."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch.nn.functional import normalize
 
 from truepair.errors import UserError
 from truepair.models import create
-from truepair.models.concepts import PROMPTS, ConceptBank, prompted, read_concepts
+from truepair.models.concepts import PROMPTS, ConceptBank, prompted, read_concepts, stored_names
 from truepair.models.dual import DualEncoder
+from truepair.pairs.table import PairTable
 
 
 def filled(count: int, dim: int = 16, seed: int = 0) -> ConceptBank:
@@ -138,3 +140,72 @@ def test_a_list_that_is_not_there_or_a_folder_is_an_error(tmp_path: Path) -> Non
     for file in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             read_concepts(file)
+
+
+def test_features_are_saved_and_moved_but_neither_trained_nor_sent_to_other_ranks_at_every_step() -> None:
+    bank = filled(3)
+    assert not list(bank.buffers()) and not bank.features.requires_grad
+    assert "features" in bank.state_dict() and bank.half().features.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"_extra_state": 3, "features": torch.zeros(2, 4)},
+        {"_extra_state": {"names": "ab"}, "features": torch.zeros(2, 4)},
+        {"_extra_state": {"names": ["a", 1]}, "features": torch.zeros(2, 4)},
+        {"_extra_state": {"names": ["a", "\x1b[31m"]}, "features": torch.zeros(2, 4)},
+        {"_extra_state": {"names": ["a", "b"]}, "features": [[0.0], [0.0]]},
+        {"_extra_state": {"names": ["a", "b"]}, "features": torch.zeros(3, 4)},
+        {"_extra_state": {"names": ["a", "b"]}, "features": torch.zeros(2)},
+    ],
+)
+def test_a_state_that_is_no_banks_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="no names with a feature each"):
+        ConceptBank.from_state(state)
+
+
+@pytest.fixture
+def named(scenes: Path, tmp_path: Path) -> PairTable:
+    return PairTable.open(scenes / "test").derive(tmp_path / "named")
+
+
+def test_stored_ids_are_names_or_none(named: PairTable) -> None:
+    ids = np.resize(np.array([[0, 2, -1], [1, -1, -1]], np.int32), (len(named), 3))
+    named.add_column("concepts", ids, {"names": ["a", "b c", "é"]})
+    assert stored_names(named, "concepts") == ["a", "b c", "é"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong", "words"),
+    [
+        (["a", "b"], 2, r"row 40: concepts \[0, 2\], but there are 2 names"),
+        (["a", "b"], -2, r"row 40: concepts \[0, -2\], but there are 2 names"),
+        ("ab", 1, "holds no concepts"),
+        ([], 1, "holds no concepts"),
+        (["a", 7], 1, "holds no concepts"),
+        (["a", "b\x07"], 1, "holds no concepts"),
+        (["a", ""], 1, "holds no concepts"),
+    ],
+)
+def test_ids_without_a_name_and_names_that_are_none_are_one_clear_line(
+    named: PairTable, names: Any, wrong: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("truepair.models.concepts.ROWS", 16)
+    ids = np.zeros((len(named), 2), np.int32)
+    ids[40, 1] = wrong
+    named.add_column("concepts", ids, {"names": names})
+    with pytest.raises(UserError, match=words) as error:
+        stored_names(named, "concepts")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("values", [np.zeros(51, np.int32), np.zeros((51, 2), np.float32)])
+def test_a_column_of_something_else_holds_no_concepts(named: PairTable, values: Any) -> None:
+    named.add_column("concepts", values, {"names": ["a"]})
+    with pytest.raises(UserError, match="holds no concepts"):
+        stored_names(named, "concepts")
+    named.made["concepts"] = "something"
+    with pytest.raises(UserError, match="holds no concepts"):
+        stored_names(named, "concepts")

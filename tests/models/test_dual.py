@@ -176,6 +176,7 @@ def test_a_run_is_opened_at_its_newest_checkpoint(tmp_path: Path) -> None:
         model = fresh("truepair-test")
         torch.nn.init.constant_(model.clip.logit_scale, scale)
         save_local_dir(model, tmp_path / f"checkpoints/step-{step:08d}")
+    save_local_dir(fresh("truepair-test"), tmp_path / "checkpoints/step-old")  # somebody's copy
     opened = open_model(str(tmp_path))
     assert opened.scale.item() == pytest.approx(np.exp(2.0)) and not opened.training
 

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from run_captioners import CONCEPTS, SHOWN, live_captioner, live_modules, save_run
+from torch import Tensor
 
 from truepair.config import RunConfig, to_toml
 from truepair.errors import UserError
@@ -55,7 +57,7 @@ def test_captions_are_those_its_parts_write_for_the_images_tokens_and_nearest_co
     captioner.model.train()
     assert written.texts == texts == captioner.generate(inputs, ROWS, decoding, 5) and any(texts)
     shown = [[CONCEPTS[i] for i in row] for row in order.tolist()]
-    assert written.concepts == captioner.concepts_of(inputs, ROWS) == shown
+    assert written.concepts == shown
     torch.testing.assert_close(written.images, features)
 
 
@@ -64,7 +66,8 @@ def test_scores_are_the_cosines_open_clip_gives(captioner: RunCaptioner, run: Pa
     clip, _, transform = open_clip.create_model_and_transforms(folder)
     clip.eval()
     tokenizer = open_clip.get_tokenizer(folder)
-    scores = captioner.score(captioner.preparer(images), TEXTS)
+    judge = captioner.judge
+    scores = judge.cosines(judge.see(captioner.preparer(images)["pixels"]), TEXTS)
     assert [len(row) for row in scores] == [2, 0, 1, 3]
     with torch.no_grad():
         for image, texts, found in zip(images, TEXTS, scores, strict=True):
@@ -94,8 +97,7 @@ def test_modules_randomness_and_gradients_of_a_run_are_left_as_they_were(images:
     before = torch.get_rng_state()
     inputs = captioner.preparer(images)
     captioner.write(inputs, ROWS, SHORT, 0)
-    captioner.score(inputs, TEXTS)
-    captioner.concepts_of(inputs, ROWS)
+    captioner.judge.cosines(captioner.judge.see(inputs["pixels"]), TEXTS)
     assert torch.equal(torch.get_rng_state(), before)
     assert {name: part.training for name, part in captioner.model.named_modules()} == modes
     assert {name: p.requires_grad for name, p in captioner.model.named_parameters()} == asked
@@ -115,8 +117,8 @@ def test_state_comes_back_after_an_error_too(images: list[Image.Image], monkeypa
 
 def test_half_precision_says_nearly_the_same(captioner: RunCaptioner, images: list[Image.Image]) -> None:
     inputs = captioner.preparer(images)
-    wide = Judge(captioner.towers, "bf16")
-    exact = captioner.score(inputs, TEXTS)
+    narrow, wide = captioner.judge, Judge(captioner.towers, "bf16")
+    exact = narrow.cosines(narrow.see(inputs["pixels"]), TEXTS)
     for row, rough in zip(exact, wide.cosines(wide.see(inputs["pixels"]), TEXTS), strict=True):
         np.testing.assert_allclose(rough, row, atol=0.03)
     assert wide.precision == "bf16" and captioner.precision == "fp32"
@@ -182,4 +184,75 @@ def test_what_is_no_run_with_a_captioner_is_said_in_one_line(run: Path, tmp_path
 def test_a_run_that_does_not_say_shows_ten_concepts_of_those_it_has(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "run.toml").write_text(to_toml(RunConfig(method="nlip")))
+    shutil.copytree(run / "checkpoints" / "step-00000024", tmp_path / "run" / "checkpoints" / "step-copy")
     assert open_run_captioner(tmp_path / "run").concepts_per_image == min(10, len(CONCEPTS))
+
+
+def _extra(part: str, **changes: Any) -> Callable[[dict[str, Any]], Any]:
+    name = f"{part}._extra_state"
+    return lambda method: method | {name: method[name] | changes}
+
+
+def _tensor(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda method: method | {name: value}
+
+
+def _vocabulary(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Any]], Any]:
+    name = "captioner.vocabulary"
+    return lambda method: method | {name: change(method[name])}
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {  # what the method's state becomes
+    "a number for a state": (lambda _: 3, "is no checkpoint of a run"),
+    "a list for a state": (lambda _: [1], "is no checkpoint of a run"),
+    "numbers for names": (lambda _: {1: torch.zeros(2)}, "is no checkpoint of a run"),
+    "a list for a vocabulary": (_tensor("captioner.vocabulary", [1, 2]), "no list of ids"),
+    "no vocabulary": (_tensor("captioner.vocabulary", None), "no list of ids"),
+    "ids beyond the tokenizer": (_vocabulary(lambda ids: ids + 49_408), "no list of ids"),
+    "negative ids": (_vocabulary(lambda ids: ids - 1_000_000), "no list of ids"),
+    "ids twice": (_vocabulary(torch.ones_like), "no list of ids"),
+    "fractional ids": (_tensor("captioner.vocabulary", torch.rand(9)), "no list of ids"),
+    "one id more": (_tensor("captioner.vocabulary", torch.arange(300)), "size mismatch"),
+    "a number for an extra state": (_tensor("captioner._extra_state", 3), "shape, length or concepts"),
+    "no shape": (_extra("captioner", shape=None), "shape, length or concepts"),
+    "endless layers": (_extra("captioner", shape={"layers": 10**9, "width": 16, "heads": 2}), "shape, length"),
+    "endless width": (_extra("captioner", shape={"layers": 1, "width": 10**9, "heads": 2}), "shape, length"),
+    "no heads": (_extra("captioner", shape={"layers": 1, "width": 16, "heads": 0}), "shape, length"),
+    "heads that do not fit": (_extra("captioner", shape={"layers": 1, "width": 16, "heads": 3}), "cannot have 3 heads"),
+    "endless captions": (_extra("captioner", longest=10**9), "shape, length"),
+    "other names": (_extra("captioner", concepts=["square", 3]), "shape, length or concepts"),
+    "a list for a weight": (_tensor("captioner.decoder.lm_head.weight", [1]), "step-00000024 does not fit its towers"),
+    "features of another width": (_tensor("bank.features", torch.zeros(6, 9)), "concepts of 9 numbers, not 32"),
+    "features of another count": (_tensor("bank.features", torch.zeros(5, 32)), "no names with a feature each"),
+    "a list for features": (_tensor("bank.features", [[1.0]]), "no names with a feature each"),
+    "concepts that the captioner has not": (_extra("bank", names=list("abcdef")), "holds other concepts"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_checkpoint_is_one_clear_line(run: Path, tmp_path: Path, what: str) -> None:
+    change, said = HOSTILE[what]
+    shutil.copytree(run, tmp_path / "run")
+    file = next((tmp_path / "run").glob("checkpoints/*/state.pt"))
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"method": change(state["method"])}, file)
+    with pytest.raises(UserError, match=said) as raised:
+        open_run_captioner(tmp_path / "run")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_state_at_all_is_one_clear_line(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for content in (torch.zeros(3), [1], 3, {"optimizer": {}}):
+        torch.save(content, next((tmp_path / "run").glob("checkpoints/*/state.pt")))
+        with pytest.raises(UserError, match="no checkpoint of a run") as raised:
+            open_run_captioner(tmp_path / "run")
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("options", [{"concepts_per_image": 33}, {"concepts_per_image": "x"}, {"concept_column": 7}])
+def test_options_of_a_run_that_make_no_sense_are_one_clear_line(run: Path, tmp_path: Path, options: Any) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "run.toml").write_text(to_toml(RunConfig(method="nlip", options=options)))
+    with pytest.raises(UserError, match=r"run\.toml: concepts_per_image .* make no sense"):
+        open_run_captioner(tmp_path / "run")

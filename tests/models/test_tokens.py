@@ -136,6 +136,27 @@ def test_one_pass_gives_the_features_of_an_image_and_its_tokens(name: str) -> No
     assert first.weight.grad is not None and first.weight.grad.any()
 
 
+@pytest.mark.parametrize("name", EVERY_TOWER)
+def test_towers_that_are_compiled_give_their_tokens_compiled_and_alike(name: str) -> None:
+    model, graphs = fresh(name), []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append({node.target for node in graph.graph.nodes})
+        return graph.forward
+
+    features, cells = encode_image_with_tokens(model, images(model))
+    names = list(model.state_dict())
+    torch.compiler.reset()  # of what other tests compiled
+    model.compile_towers(backend=backend, fullgraph=True)
+    found = encode_image_with_tokens(model, images(model))
+    assert len(graphs) == 1, "the whole tower is one graph"
+    torch.testing.assert_close(found, (features, cells), **CLOSE)
+    found[0].sum().backward()
+    assert list(model.state_dict()) == names
+    encode_image_with_tokens(model, images(model))
+    assert len(graphs) == 1, "compiled once"
+
+
 def test_the_gradient_of_one_pass_is_that_of_the_two_passes_it_stands_for() -> None:
     model = fresh("kind-custom")
     weight = model.clip.visual.conv1.weight

@@ -1,7 +1,9 @@
 """A pair table can be moved, derived and extended, and gives the bytes of an image wherever they lie."""
 
+import errno
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from truepair.errors import UserError
 from truepair.pairs.index import index
-from truepair.pairs.table import PairTable
+from truepair.pairs.table import PAIRS, PairTable
 
 IMAGES = []
 for shade in range(12):
@@ -66,6 +68,52 @@ def test_a_derived_table_has_rows_columns_and_images_and_is_its_own(table: PairT
     assert again.captions()[3] == ["shade 3"]
     np.testing.assert_array_equal(again.numbers("score"), np.zeros(12))
     np.testing.assert_array_equal(PairTable.open(table.path).numbers("score"), np.arange(12.0))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_tables_may_share_the_files_of_columns_until_one_of_them_gets_its_own(
+    table: PairTable, tmp_path: Path, whole: bool
+) -> None:
+    table.add_column("score", np.arange(12.0), {})
+    derived = table.derive(tmp_path / "derived", share=True)
+    files = [t.path / "columns" / "score.parquet" for t in (table, derived)]
+    assert files[0].samefile(files[1]) and (table.path / PAIRS).samefile(derived.path / PAIRS)
+    assert not (table.path / "table.json").samefile(derived.path / "table.json")
+    for changed, other in ((0, 1), (1, 0)):
+        before = files[other].read_bytes()
+        (table, derived)[changed].add_column("score", np.full(12, 7.0) if whole else iter([np.full(12, 7.0)]), {})
+        assert files[other].read_bytes() == before and not files[0].samefile(files[1])
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM])
+def test_where_files_cannot_be_shared_they_are_copied(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refused)
+    derived = table.derive(tmp_path / "derived", share=True)
+    assert all_bytes(derived) == IMAGES and not (table.path / PAIRS).samefile(derived.path / PAIRS)
+
+
+def test_a_column_that_is_a_symbolic_link_is_shared_not_the_link(table: PairTable, tmp_path: Path) -> None:
+    table.add_column("score", np.arange(12.0), {})
+    file = table.path / "columns" / "score.parquet"
+    file.rename(tmp_path / "kept.parquet")
+    file.symlink_to(Path("..") / ".." / "kept.parquet")
+    table.derive(tmp_path / "deep" / "derived", share=True)
+    again = PairTable.open(tmp_path / "deep" / "derived")
+    np.testing.assert_array_equal(again.numbers("score"), np.arange(12.0))
+
+
+def test_a_table_can_read_the_images_where_another_finds_them(table: PairTable, tmp_path: Path) -> None:
+    derived = table.derive(tmp_path / "derived")
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    moved = PairTable.open(tmp_path / "elsewhere")
+    assert all_bytes(derived.reading_images_of(moved)) == IMAGES
+    with pytest.raises(FileNotFoundError):
+        PairTable.open(tmp_path / "derived").image_bytes(0)
 
 
 def test_deriving_onto_something_is_refused(table: PairTable, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The stages of a run: it writes captions for the pairs it doubts and goes on with them, whenever it is killed."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ from truepair.config import CompletionConfig, LogConfig, NoiseConfig, PairsConfi
 from truepair.errors import UserError
 from truepair.methods.base import Pairs
 from truepair.models.captioner import ConceptCaptioner
+from truepair.models.image_to_text import Decoding
 from truepair.models.run_captioner import open_run_captioner
-from truepair.noise.scores import neg_clip_loss
-from truepair.pairs.table import PairTable
+from truepair.noise import mixture
+from truepair.pairs.table import PairTable, _opened
 from truepair.train import loop, train
-from truepair.train.measuring import pass_losses
-from truepair.train.setup import assemble
+from truepair.train.logs import Pace
 
 Make = Callable[..., RunConfig]
 STEPS = 8  # an epoch
@@ -103,6 +105,102 @@ def test_a_kill_while_captions_are_written_or_after_changes_nothing(
     assert not list(Path(parts.out).glob("*judged*")) and not list(Path(parts.out).glob("*.parts"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_captions_are_written_stops_between_parts(
+    nlip: Make, metrics: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("truepair.annotate.parts.CHUNK", 64)
+    config, written, write = nlip("stopped"), list[int](), Parts.write
+
+    def write_and_signal(self: Parts, rows: Any, *rest: Any) -> None:
+        write(self, rows, *rest)
+        written.append(int(rows[0]))
+        if len(written) == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Parts, "write", write_and_signal)
+    result = train(config)
+    assert result.interrupted and (result.step, result.steps) == (2 * STEPS, 3 * STEPS) and written == [0, 64]
+    result = train(config, resume=True)
+    assert not result.interrupted and result.step == 3 * STEPS and written == [0, 64, 128, 192]
+    if number == signal.SIGTERM:
+        train(nlip("whole"))
+        assert_same_runs(Path(nlip("whole").out), Path(config.out), metrics)
+
+
+def test_how_far_the_writing_is_gets_said(
+    nlip: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("truepair.annotate.parts.CHUNK", 64)
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0.0,))
+    train(nlip())
+    said = [line for line in capsys.readouterr().err.splitlines() if "pairs/s" in line]
+    assert [line.split(" pairs")[0] for line in said] == [f"{done} of 256" for done in (64, 128, 192, 256)]
+
+
+def test_what_a_kill_left_behind_is_removed(nlip: Make) -> None:
+    config = nlip(checkpoint_steps=20, log=LogConfig(every=1, keep_checkpoints=100))
+    train(config)
+    run = Path(config.out)
+    before = {path.name for path in run.iterdir()}
+    shutil.rmtree(run / "checkpoints" / "step-00000024")
+    for rest in ("judged", ".judged.partial", ".judged.partial-7", "..judged.partial-7.partial-7", "completed.parts"):
+        (run / rest / "columns").mkdir(parents=True)
+        (run / rest / "columns" / "p_noise.parquet").touch()
+    assert train(config, resume=True).step == 24
+    assert {path.name for path in run.iterdir()} == before
+
+
+def test_images_may_move_while_captions_are_written_and_after(
+    nlip: Make, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(to: str) -> RunConfig:
+        next(tmp_path.glob("corpus-*")).rename(tmp_path / to)
+        _opened.cache_clear()  # or the files are read on through what was opened before
+        stage = CompletionConfig(start=1, mode="replace", min_p_noise=0.0, accept="all", decoding="greedy")
+        log = LogConfig(every=1, keep_checkpoints=100)
+        return nlip(data=str(tmp_path / to / "train"), completion=stage, epochs=2, checkpoint_steps=12, log=log)
+
+    shutil.copytree(scenes, tmp_path / "corpus-0")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        train(moved("corpus-1"))
+    config = moved("corpus-2")
+    assert train(config, resume=True).step == 16
+    assert (PairTable.open(Path(config.out) / "completed").captions("synthetic").counts > 0).all()
+    shutil.rmtree(Path(config.out) / "checkpoints" / "step-00000016")
+    assert train(moved("corpus-3"), resume=True).step == 16
+    assert not (Path(config.out) / "skipped.jsonl").exists()
+
+
+def test_the_captions_tell_which_run_wrote_them_when_and_how(nlip: Make) -> None:
+    config = nlip(precision="bf16", epochs=2, completion=CompletionConfig(start=1, decoding="greedy"))
+    train(config)
+    made = PairTable.open(Path(config.out) / "completed").made["synthetic"]
+    assert (made["model"], made["step"], made["precision"]) == ("run", STEPS, "bf16")
+
+
+def test_captions_may_be_written_right_after_the_first_fit(nlip: Make) -> None:
+    stage = CompletionConfig(start=1, mode="replace", min_p_noise=0.3, accept="all", decoding="greedy")
+    config = nlip(noise=NoiseConfig(warmup_epochs=1), completion=stage, epochs=2)
+    train(config)
+    completed = PairTable.open(Path(config.out) / "completed")
+    assert 0 < (completed.captions("synthetic").counts > 0).sum() < len(completed)
+
+
+def test_without_a_noise_model_no_captions_are_written_and_that_is_said(
+    nlip: Make, seen: list[Pairs], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mixture, "LEAST_WEIGHT", 0.9)
+    config = nlip()
+    assert train(config).step == 3 * STEPS
+    said = capsys.readouterr().err
+    assert said.count("warning: no pair has p_noise >= 0.3 (a component weighs less than 0.9), so no captions") == 1
+    assert "doubted pairs" not in said
+    assert not PairTable.open(Path(config.out) / "completed").captions("synthetic").counts.any()
+    assert not any(step.synthetic.any() for step in seen if step.synthetic is not None)
+
+
 def test_stored_concepts_are_shown_in_place_of_found_ones(
     nlip: Make, noisy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +223,8 @@ def test_stored_concepts_are_shown_in_place_of_found_ones(
     wrote = np.flatnonzero(completed.captions("synthetic").counts)
     assert len(wrote) and all(completed.captions("synthetic_concepts")[row] == [names[row % 4]] for row in wrote)
     other = open_run_captioner(config.out)
-    assert other.at(table).concepts_of(other.preparer([Image.new("RGB", (9, 9))]), np.array([6])) == [["star"]]
+    image = other.preparer([Image.new("RGB", (9, 9))])
+    assert other.at(table).write(image, np.array([6]), Decoding(n=1), 0).concepts == [["star"]]
     table.add_column("concepts", ids, {"names": names[::-1]})
     with pytest.raises(UserError, match="another list"):
         other.at(table)
@@ -155,6 +254,8 @@ def test_a_run_whose_captions_are_gone_says_so(nlip: Make) -> None:
         ({"options": {"captioning": 0.0}}, "trains no captioner"),
         ({"completion": CompletionConfig(start=2, mode="both")}, "pairs.captions 2"),
         ({"completion": CompletionConfig(start=3)}, "completion.start 3"),
+        ({"pairs": PairsConfig(synthetic="theirs")}, "give one of the two"),
+        ({"noise": NoiseConfig(warmup_epochs=3)}, "comes before the noise model's first fit"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused_before_training(nlip: Make, changes: dict[str, Any], reason: str) -> None:
@@ -169,41 +270,3 @@ def test_both_shows_a_raw_caption_beside_the_written_one(nlip: Make, seen: list[
     train(nlip(completion=stage, epochs=2, pairs=PairsConfig(captions=2)))
     for step in seen[STEPS:]:
         assert torch.equal(step.synthetic.view(-1, 2), torch.tensor([[False, True]]).expand(32, 2))
-
-
-def test_the_losses_of_a_pass_are_clips_against_the_same_pairs_for_all(
-    run_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("truepair.train.measuring.NEGATIVES", 40)
-    job = assemble(run_config(), torch.device("cpu"), resume=False)
-    rows, losses = pass_losses(job)
-    assert rows.tolist() == sorted(job.order.rows.tolist())
-    again = pass_losses(job)[1]
-    assert np.array_equal(losses, again) and job.model.training
-    from truepair.evaluate.pairs import encode_pairs
-
-    found = encode_pairs(job.model, job.table, captions_per_row=1)
-    image, text = found.images[found.image_of_row], found.texts[found.text_of_caption]
-    drawn = np.random.Generator(np.random.Philox(job.config.seed)).permutation(len(rows))[:40]
-    scale = float(job.model.scale.detach())
-    wanted = -scale * neg_clip_loss(image, text, scale, sample=torch.from_numpy(np.sort(drawn)))
-    np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-5, atol=1e-5)
-    i, others = 7, torch.from_numpy(np.setdiff1d(drawn, [7]))
-    logits = scale * image @ text.T
-    by_hand = (
-        -logits[i, i]
-        + (
-            torch.cat([logits[i, i : i + 1], logits[i, others]]).logsumexp(0)
-            + torch.cat([logits[i, i : i + 1], logits[others, i]]).logsumexp(0)
-        )
-        / 2
-    )
-    assert losses[i] == pytest.approx(by_hand.item(), abs=1e-5)
-
-
-def test_a_run_can_judge_by_a_pass(run_config: Make, metrics: Callable[[Path], Any]) -> None:
-    config = run_config(noise=NoiseConfig(warmup_epochs=2, loss_source="pass"))
-    train(config)
-    state = np.load(sorted(Path(config.out).glob("checkpoints/step-*"))[-1] / "ledger.npz")
-    assert np.isfinite(state["losses"]).all()  # also of the rows that no batch of an epoch has room for
-    assert [line["epoch"] for line in metrics(Path(config.out)) if line["kind"] == "noise"] == [2, 3]

@@ -58,6 +58,15 @@ def test_rows_whose_loss_is_not_finite_are_returned() -> None:
     assert ledger.flush().tolist() == [4, 7]
 
 
+def test_a_loss_of_synthetic_captions_is_no_pairs_but_told_of_by_its_row() -> None:
+    ledger = Ledger(9, NoiseConfig())
+    ledger.record(torch.tensor([0, 4, 1]), torch.tensor([1.0, 2.0, 3.0]))
+    ledger.flush()
+    ledger.record(torch.tensor([0, 4, 1]), torch.tensor([float("nan"), 5.0, 6.0]), torch.tensor([False, False, True]))
+    assert ledger.flush().tolist() == [0]
+    assert ledger.losses[[0, 4, 1]].tolist() == [1.0, 2.0, 6.0] and np.isnan(ledger.losses[[2, 3, 5, 6, 7, 8]]).all()
+
+
 def test_p_noise_is_zero_until_the_first_fit_and_for_pairs_never_seen() -> None:
     losses = two_modes()
     ledger = Ledger(2100, NoiseConfig())

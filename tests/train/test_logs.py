@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truepair.config import LogConfig
-from truepair.train.logs import Clock, RunLog, cut
+from truepair.train.logs import Clock, Pace, RunLog, cut
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -49,6 +49,19 @@ def test_a_resumed_run_keeps_the_lines_of_the_steps_it_stands_on(
 def test_cutting_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
     cut(tmp_path / "metrics.jsonl", 3)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_pace_is_said_now_and_then_without_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [100.0], list[str]()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    pace = Pace(said.append, 10_000, seconds=60)
+    for seconds, count in ((0, 4_000), (50, 500), (20, 200), (30, 0), (60, 0), (40, 5_300)):
+        now[0] += seconds
+        pace(count)
+    assert said == [
+        "4,700 of 10,000 pairs · 10 pairs/s · 0:08:50 left",  # 700 in 70 s
+        "4,700 of 10,000 pairs · 4 pairs/s · 0:20:11 left",  # in 160 s
+    ]
 
 
 def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ JUDGED = {"score": "_score", "raw_score": "_raw_score", "rejected": "_rejected"}
 SHOWN = {"concepts": "_concepts"}
 NOT_LOOKED_AT = Note()
 
-Progress = Callable[[int], None]  # called with the number of rows just done, by all ranks as far as this one can tell
+Progress = Callable[[int], None]  # called with the number of rows just done, by all ranks as far as this one can tell;
+# the first call, before any is done, is about those that were there already
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def caption_table(
     workers: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Captioned | None:
     """Write the table `out`: `table` with the column `name`, a list of up to `decoding.n` captions for every row.
 
@@ -86,7 +88,8 @@ def caption_table(
     1/τ), goes to the column NAME_rejected instead; rows left without any are counted and named. That is the filter of
     CapFilt (Li et al. 2022, sec. 4.3) by cosine in place of an image-text matching head (ours). NAME_concepts: the
     concepts that a run's captioner was shown.
-    Raises UserError for names, files and models that do not fit, and where all of the first part's rows give nothing.
+    Raises UserError for names, files and models that do not fit, and where all of the first part's rows give nothing;
+    Stopped, on all ranks, where `stop` says so, which is asked between parts and must say the same to every rank.
     """
     decoding = decoding or Decoding()
     looked_at = _looked_at(table, min_p_noise)
@@ -123,7 +126,7 @@ def caption_table(
     chunks = list(parts.todo())
     gpus = [captioner.device] if captioner.device.type == "cuda" else []
     with torch.random.fork_rng(gpus), closing(_written(table, scribe, chunks, looked_at, batch_size, workers)) as notes:
-        for rows in chunks:
+        for rows in parts.todo(stop):
             of_rows = next(notes)
             skipped = [(row, note.skipped) for row, note in zip(rows.tolist(), of_rows, strict=True) if note.skipped]
             reasons = {reason for _, reason in skipped}

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class Finished:
 
     table: PairTable
     skipped: dict[str, int]
+
+
+class Stopped(Exception):
+    """A pass was told to stop. The parts it has made are kept, and it is gone on with like one that was killed."""
 
 
 class Parts:
@@ -158,10 +162,20 @@ class Parts:
         """Rows this rank has to do."""
         return sum(len(self._rows(number)) for number in self._todo[rank() :: world_size()])
 
-    def todo(self) -> Iterator[Rows]:
-        """The chunks this rank has still to do, as row numbers (m,), ascending."""
-        for number in self._todo[rank() :: world_size()]:
-            yield self._rows(number)
+    def todo(self, stop: Callable[[], bool] | None = None) -> Iterator[Rows]:
+        """The chunks this rank has still to do, as row numbers (m,), ascending.
+
+        `stop` is asked before each, by every rank equally often, so that it can agree over ranks. Raises Stopped where
+        it says so; the folder then is free for whoever goes on.
+        """
+        mine = self._todo[rank() :: world_size()]
+        for turn in range(-(-len(self._todo) // world_size())):
+            if stop is not None and stop():
+                if rank() == 0:
+                    self._lock.close()
+                raise Stopped
+            if turn < len(mine):
+                yield self._rows(mine[turn])
 
     def write(
         self, rows: Rows, columns: dict[str, npt.NDArray[Any] | pa.Array], skipped: Sequence[tuple[int, str]]

@@ -37,7 +37,7 @@ class Caption:
     top_p: float = 0.9  # nucleus: the likeliest tokens that together have this probability
     temperature: float = 1.0  # nucleus: of the logits
     beams: int = 5  # beam: how many
-    min_tokens: int = -1  # -1: 5 for hf:, 1 for a run, whose captioner has learnt how long captions are here
+    min_tokens: int = -1  # -1: 5 for hf:, 1 for a run, which knows how long captions are; no more than max_tokens
     max_tokens: int = 30
     prompt: str = ""  # hf: what captions go on from, or the question to a model that chats
     min_p_noise: float = 0.0  # only pairs that column p_noise calls at least so noisy; the others get no caption
@@ -62,7 +62,7 @@ def caption(args: Caption) -> dict[str, Any]:
 
     decoding = Decoding(
         *(args.decoding, args.n, args.top_p, args.temperature, args.beams),
-        _min_tokens(args) if args.min_tokens == -1 else args.min_tokens,
+        _min_tokens(args),
         args.max_tokens,
     )
     batch_size, workers = checked_batch_size(args.batch_size), checked_workers(args.workers)
@@ -104,7 +104,10 @@ def caption(args: Caption) -> dict[str, Any]:
 
 
 def _min_tokens(args: Caption) -> int:
-    return 5 if args.model.startswith("hf:") else 1
+    if args.min_tokens != -1:
+        return args.min_tokens
+    usual = 5 if args.model.startswith("hf:") else 1
+    return max(min(usual, args.max_tokens), 0)
 
 
 def _captioner(args: Caption, device: Any) -> Any:

@@ -202,8 +202,13 @@ def _captioning_table(results: list[Any]) -> Any:
     for result in results:
         table.add_column(result.dataset, justify="right", overflow="fold")
     table.add_row("captions by", *(result.captions for result in results))
-    table.add_row("images", *(f"{result.n_images:,}" for result in results))
+    table.add_row("images", *(f"{result.n_images:,} of {result.n_described:,}" for result in results))
     table.add_row("references", *(f"{result.n_references:,}" for result in results))
     for name in results[0].metrics:
-        table.add_row(name, *(f"{100 * result.metrics[name]:.1f}" for result in results))
+        table.add_row(name, *(f"{100 * result.metrics[name]:.1f}" + _beside(name, result) for result in results))
     return table
+
+
+def _beside(name: str, result: Any) -> str:
+    """Leaving out an image may raise any figure: the one that is quoted most says of how many images it is."""
+    return f" (on {100 * result.coverage:.1f} % of the images)" if name == "CIDEr" and result.coverage < 1 else ""

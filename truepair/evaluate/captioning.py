@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-from truepair.annotate.preparing import PreparedImages
+from truepair.annotate.preparing import Preparation, PreparedImages
 from truepair.errors import UserError
 from truepair.evaluate.clipscore import clip_scores
 from truepair.evaluate.described import Candidates, Described
@@ -39,7 +38,7 @@ class Writer(Protocol):
     name: str
 
     @property
-    def preparer(self) -> "Preparer": ...
+    def preparer(self) -> Preparation: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -47,12 +46,6 @@ class Writer(Protocol):
     def generate(
         self, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64], decoding: Decoding, seed: int
     ) -> list[list[str]]: ...
-
-
-class Preparer(Protocol):
-    """Images to a captioner's inputs."""
-
-    def __call__(self, images: Sequence[Image.Image]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -69,21 +62,29 @@ class CaptioningResult:
     """Figures of one caption an image, by COCO's names, as its evaluation gives them: papers print 100 times these.
 
     metrics: Bleu_1..Bleu_4, ROUGE_L, CIDEr (CIDEr-D); METEOR if asked for; CLIPScore, RefCLIPScore if there is a judge.
+    n_images: images with a caption, which the figures are of; n_described: all that have a reference.
     captions: who wrote them: a captioner, a column, a file. judge: the model of CLIPScore, "" if there was none.
     skipped: reason -> number of images left out.
     """
 
     metrics: dict[str, float]
     n_images: int
+    n_described: int
     n_references: int
     dataset: str
     captions: str
     judge: str
     skipped: dict[str, int]
 
+    @property
+    def coverage(self) -> float:
+        """The share of the images that has a caption; figures of different shares are of different images."""
+        return self.n_images / self.n_described
+
     def to_json(self, pretrained: str = "") -> dict[str, Any]:
         """The result in CLIP_benchmark's fields, under its task name "captioning", with counts and judge beside."""
-        more = {"judge": self.judge, "n_images": self.n_images, "n_references": self.n_references}
+        more: dict[str, Any] = {"judge": self.judge, "coverage": self.coverage, "n_images": self.n_images}
+        more |= {"n_described": self.n_described, "n_references": self.n_references}
         result = benchmark_json(self.dataset, self.captions, pretrained, "captioning", self.metrics)
         return result | more | {"skipped": self.skipped}
 
@@ -142,6 +143,7 @@ def captioning(
     return CaptioningResult(
         metrics=metrics,
         n_images=len(scored),
+        n_described=len(images),
         n_references=sum(map(len, references)),
         dataset=images.name,
         captions=candidates.by,

@@ -65,7 +65,7 @@ def described_table(table: PairTable, references: str = "") -> Described:
     _, first, image_of_row = np.unique(group, return_index=True, return_inverse=True)
     captions: list[list[str]] = [[] for _ in first]
     for image, texts in zip(image_of_row.tolist(), _texts(table, column), strict=True):
-        captions[image] += texts
+        captions[image] += filter(str.strip, texts)
     used = np.array([bool(texts) for texts in captions], bool)
     if not used.any():
         raise UserError(f"{table.path} has no captions in {column!r}, so there is nothing to compare with")
@@ -120,8 +120,9 @@ class Candidates:
 
 
 def candidates_in_column(images: Described, column: str) -> Candidates:
-    """The first caption that column `column` of the table has for each image.
+    """The first caption that column `column` of the table has for each image: None where all its rows' lists are empty.
 
+    A caption that is an empty string is one, as a captioner's that writes nothing.
     Raises UserError if there is no such column, or if it holds the references themselves.
     """
     if images.table is None:
@@ -189,12 +190,12 @@ def _lacking(texts: Sequence[str | None]) -> dict[str, int]:
 
 
 def _texts(table: PairTable, name: str) -> list[list[str]]:
-    """The captions of every row, without empty ones, of a column of strings or of lists of strings."""
+    """The captions of every row, of a column of strings or of lists of strings."""
     column = table.column(name)
     if isinstance(column, StringLists):
-        return [[text for text in column[row] if text.strip()] for row in range(len(column))]
+        return [column[row] for row in range(len(column))]
     if isinstance(column, Strings):
-        return [[column[row]] if column[row].strip() else [] for row in range(len(column))]
+        return [[column[row]] for row in range(len(column))]
     raise UserError(f"column {name!r} of {table.path} does not hold captions")
 
 

@@ -1,10 +1,10 @@
 """From image files and sentences to unit feature vectors, for evaluation: nothing random, nothing kept for backward."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from truepair.errors import UserError
+from truepair.models.encoders import evaluating
 from truepair.pairs.image import ImageError, decode_centre
 from truepair.pairs.workers import items
 
@@ -26,7 +27,6 @@ class Encoder(Protocol):
     name: str
     image_size: int
     squash: bool  # images are resized to a square rather than cut
-    training: bool
 
     @property
     def scale(self) -> Tensor: ...  # (), inverse temperature of its logits
@@ -39,8 +39,6 @@ class Encoder(Protocol):
     def encode_image(self, images: Tensor) -> Tensor: ...  # (B, 3, S, S) uint8 -> (B, D) float32, unit rows
 
     def encode_text(self, tokens: Tensor) -> Tensor: ...  # (B, L) -> (B, D) float32, unit rows
-
-    def train(self, mode: bool = True) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,6 @@ class ImageFeatures:
 def reasons(skipped: Sequence[Skipped]) -> dict[str, int]:
     """How often each reason occurs, the most frequent first."""
     return dict(Counter(reason for _, reason in skipped).most_common())
-
-
-@contextmanager
-def evaluating(model: Encoder) -> Iterator[None]:
-    """Inference mode with the model in its evaluation state; its former state comes back afterwards."""
-    training = model.training
-    model.train(False)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ def image_features(
     features: Tensor | None = None
     rows: list[int] = []
     skipped: list[Skipped] = []
-    with evaluating(model), closing(made) as batches:
+    with evaluating(model), torch.inference_mode(), closing(made) as batches:
         for batch in batches:
             skipped += batch.skipped
             if batch.rows:
@@ -153,7 +139,7 @@ def text_features(
     """
     order = np.argsort([len(text) for text in texts], kind="stable")
     features: Tensor | None = None
-    with evaluating(model):
+    with evaluating(model), torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             chosen = order[start : start + batch_size]
             encoded = model.encode_text(model.tokenize([texts[i] for i in chosen]).to(model.device)).float().cpu()

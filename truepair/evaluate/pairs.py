@@ -43,20 +43,18 @@ def encode_pairs(
     *,
     rows: Integers | None = None,
     captions_per_row: int | None = None,
-    caption_column: str = "",
     batch_size: int = 256,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> PairFeatures:
-    """Encode the images and the captions of `rows` (default all): those in force, or of `caption_column`.
+    """Encode the images and the captions in force of `rows` (default all). Raises UserError if there are none.
 
-    Raises UserError if there are none. `progress` is called with the number of images done.
+    `progress` is called with the number of images done.
     """
-    name = caption_column or table.caption_column
     rows = np.arange(len(table)) if rows is None else np.asarray(rows, np.int64)
-    row_of_caption, text_of_caption, texts = _captions(table, name, rows, captions_per_row)
+    row_of_caption, text_of_caption, texts = _captions(table, rows, captions_per_row)
     if not texts:
-        raise UserError(f"{table.path} has no captions in {name!r} for the rows asked for")
+        raise UserError(f"{table.path} has no captions in {table.caption_column!r} for the rows asked for")
     _, first, group = np.unique(table.groups("sha")[rows], return_index=True, return_inverse=True)
     found = image_features(
         model,
@@ -89,8 +87,9 @@ def _read(table: PairTable, rows: Integers, image: int) -> bytes:
     return table.image_bytes(int(rows[image]))
 
 
-def _captions(table: PairTable, name: str, rows: Integers, per_row: int | None) -> tuple[Integers, Integers, list[str]]:
+def _captions(table: PairTable, rows: Integers, per_row: int | None) -> tuple[Integers, Integers, list[str]]:
     """Row (index into `rows`) and text number of every caption, and the distinct texts."""
+    name = table.caption_column
     lists = pq.read_table(table.parquet(name), columns=[name], memory_map=True).column(0).combine_chunks()
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     lists = lists.take(pa.array(rows))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from truepair.errors import UserError
 from truepair.models.dual import DualEncoder
+from truepair.models.likeness import Precision
 from truepair.models.run_captioner import RunCaptioner
 from truepair.pairs.columns import StringLists
 from truepair.pairs.table import PairTable
@@ -115,8 +116,11 @@ class Method(nn.Module):
         """Loss of a model that tells nothing apart: ln(B) for softmax, + ½ ln(K); None where it has no such level."""
         return math.log(batch_size) + math.log(captions) / 2
 
-    def writer(self, model: DualEncoder) -> RunCaptioner | None:
-        """Who writes captions for this run's pairs, made of its live modules (`[completion]`); None: nobody can."""
+    def writer(self, model: DualEncoder, *, name: str, step: int, precision: Precision) -> RunCaptioner | None:
+        """Who writes captions for this run's pairs, made of its live modules (`[completion]`); None: nobody can.
+
+        name, step: of the run, for the columns' provenance. precision: in which it is to write.
+        """
         return None
 
     def complaint(self, figures: dict[str, float]) -> str | None:

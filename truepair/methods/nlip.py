@@ -1,6 +1,7 @@
 """NLIP: pairs believed as far as they are clean, captions completed (Huang et al., AAAI 2023, arXiv 2212.07086)."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from truepair.errors import UserError
 from truepair.losses import all_gather, per_pair_mean, softmax_pairs, weighted_mean
 from truepair.losses.distributed import world_size
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
-from truepair.models.captioner import ConceptCaptioner, used_tokens
+from truepair.models.captioner import MOST_CONCEPTS, ConceptCaptioner, used_tokens
 from truepair.models.concepts import ConceptBank, read_concepts, stored_names
 from truepair.models.dual import DualEncoder
+from truepair.models.likeness import Precision
 from truepair.models.run_captioner import RunCaptioner
 from truepair.models.tokens import encode_image_with_tokens
 from truepair.pairs.columns import StringLists
@@ -31,7 +33,7 @@ class NlipOptions:
     """Options of NLIP; the provenance of each default stands beside it (docs/nlip.md)."""
 
     smoothing: float = 0.5  # λ: w_i = λ·ε_i; 0: no harmonization; recalled
-    form: Literal["smoothed", "log-odds"] = "smoothed"  # log-odds: its gradient dies in large batches; METHODS.md §2
+    form: Literal["smoothed", "log-odds"] = "smoothed"  # log-odds: gradient dies in large batches; METHODS.md §2
     captioning: float = 1.0  # weight of the captioner's loss; 0: no captioner; ours
     concepts_per_image: int = 10  # k, shown to the captioner; 0: none; recalled
     concepts: int = 10_000  # the most frequent nouns of the captions, at most so many; recalled
@@ -51,6 +53,8 @@ class NlipOptions:
                 raise UserError(f"nlip's {name} is {getattr(self, name)}; it must be 0 or more")
         if self.concept_column and (self.concept_list or not self.concepts_per_image):
             raise UserError("nlip's concept_column brings its own list, and concepts_per_image must not be 0")
+        if self.concepts_per_image > MOST_CONCEPTS:
+            raise UserError(f"nlip's concepts_per_image is {self.concepts_per_image}; at most {MOST_CONCEPTS}")
         if self.concepts < 1:
             raise UserError(f"nlip's concepts are {self.concepts}; take 1 or more (none: concepts_per_image 0)")
 
@@ -126,9 +130,8 @@ class Nlip(Method):
         x, t = features.image, features.text
         k = len(t) // len(x)
         raw = torch.ones(len(t), dtype=torch.bool, device=x.device) if pairs.synthetic is None else ~pairs.synthetic
-        epsilon = pairs.p_noise.repeat_interleave(k)  # (B·K,) ε of each caption
+        epsilon = pairs.p_noise  # (B,)
         w = self.options.smoothing * epsilon
-        w_image = w.view(-1, k).mean(dim=1)  # (B,)
 
         self.learnt += len(t) * world_size()
         i2t, t2i = softmax_pairs(x, t, scale)  # (B,), (B·K,) l of either direction
@@ -137,18 +140,20 @@ class Nlip(Method):
         if self.options.form == "log-odds":
             if k > 1:
                 raise UserError("nlip's log-odds form knows one caption an image: --pairs.captions 1, or form smoothed")
-            itc = (log_odds(i2t, w, len(every_x)) + log_odds(t2i, w, len(every_x))) / 2
+            odds = per_pair_mean(log_odds(i2t, w, len(every_x)), log_odds(t2i, w, len(every_x)))
+            itc = torch.where(w > 0, odds, per_pair_mean(i2t, t2i))  # a pair not doubted, or not yet, is CLIP's
         else:
             own_image, others = own.view(-1, k).mean(dim=1), max(len(every_x) - 1, 1)
             rest_image = (scale * x @ every_t.sum(dim=0) / k - own_image) / others  # (B,) mean of s_ij over j≠i
             rest_text = (scale * t @ every_x.sum(dim=0) - own) / others  # (B·K,)
-            itc = per_pair_mean(smoothed(i2t, own_image, rest_image, w_image), smoothed(t2i, own, rest_text, w))
+            of_text = smoothed(t2i, own, rest_text, w.repeat_interleave(k))
+            itc = per_pair_mean(smoothed(i2t, own_image, rest_image, w), of_text)
 
         logs = {"w": w.mean(), "itc": itc.detach().mean()}
         total = weighted_mean(itc)
         if self.options.captioning:
             nll = features.extra["nll"]
-            total = total + self.options.captioning * weighted_mean(nll, (1 - epsilon) * raw)
+            total = total + self.options.captioning * weighted_mean(nll, (1 - epsilon).repeat_interleave(k) * raw)
             logs["nll"] = nll.detach().mean()
         if pairs.synthetic is not None:
             logs["synthetic"] = 1 - raw.float().mean()
@@ -163,11 +168,12 @@ class Nlip(Method):
             self.bank.refresh(model)
             self.learnt = 0
 
-    def writer(self, model: DualEncoder) -> RunCaptioner | None:
+    def writer(self, model: DualEncoder, *, name: str, step: int, precision: Precision) -> RunCaptioner | None:
         if not self.options.captioning:
             return None
         k, column = self.options.concepts_per_image, self.options.concept_column
-        return RunCaptioner(model, self.captioner, self.bank, k, column=column)
+        bank = deepcopy(self.bank)  # which the captioner embeds anew; a resumed run has the former features
+        return RunCaptioner(*(model, self.captioner, bank, k), column=column, name=name, step=step, precision=precision)
 
 
 def smoothed(loss: Tensor, own: Tensor, rest: Tensor, w: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """A bank of concepts: names, their text features by a dual encoder, and the nearest ones of an image."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -12,33 +11,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from truepair.errors import UserError
-from truepair.models.encoders import TextEncoder
+from truepair.models.encoders import TextEncoder, evaluating
 from truepair.pairs.table import PairTable
 
 PROMPTS = ("{}", "a photo of a {}")  # ours: as captions name things, and as CLIP was asked for them
 CHUNK = 4_096  # concepts compared at once (benchmarks/concepts.py)
 BATCH = 256  # prompts encoded at once
+ROWS = 1 << 20  # of a column looked at together
 LONGEST_NAME, MOST_NAMES = 100, 1_000_000  # characters of a concept, concepts of a list
 
 
 class ConceptBank(nn.Module):
     """C concepts and their features.
 
-    Attributes: names, C of them. features: buffer (C, D) float32, unit rows; zeros until the first `refresh`.
+    Attributes: names, C of them. features: (C, D) float32, unit rows; zeros until the first `refresh`. A parameter that
+    is not trained, and no buffer, which DDP would send from rank 0 to all others at every step.
     A state_dict holds the names too, as plain strings; loading one takes its names over.
     """
-
-    features: Tensor
 
     def __init__(self, names: Sequence[str], dim: int) -> None:
         super().__init__()
         self.names = list(names)
-        self.register_buffer("features", torch.zeros(len(names), dim))
+        self.features = nn.Parameter(torch.zeros(len(names), dim), requires_grad=False)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ConceptBank":
-        """The bank of a `state_dict`."""
-        bank = cls(state["_extra_state"]["names"], state["features"].shape[1])
+        """The bank of a `state_dict`. Raises UserError if that is none."""
+        extra, features = state.get("_extra_state"), state.get("features")
+        names = extra.get("names") if isinstance(extra, dict) else None
+        if not are_names(names) or not isinstance(features, Tensor) or features.shape[:-1] != (len(names),):
+            raise UserError("the concepts are no names with a feature each")
+        bank = cls(names, features.shape[1])
         bank.load_state_dict(state)
         return bank
 
@@ -59,7 +62,7 @@ class ConceptBank(nn.Module):
         device = model.device
         sums = torch.zeros_like(self.features, device=device)
         order = sorted(range(len(self.names)), key=lambda i: len(self.names[i]))  # like lengths share a batch
-        with _evaluating(model):
+        with evaluating(model):
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 for prompt in prompts:
@@ -120,12 +123,29 @@ def read_concepts(file: str | Path) -> list[str]:
 
 
 def stored_names(table: PairTable, column: str) -> list[str]:
-    """The names that the ids of a column of `truepair concepts` stand for. Raises UserError if it is none."""
-    ids = table.numbers(column)
-    names = table.made.get(column, {}).get("names")
-    if not names or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+    """The names that the ids of a column of `truepair concepts` stand for, -1 for none. All ids are looked at.
+
+    Raises UserError for a column of something else, names that are none, or ids without a name.
+    """
+    ids, made = table.numbers(column), table.made.get(column)
+    names = made.get("names") if isinstance(made, dict) else None
+    if not names or not are_names(names) or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"column {column!r} of {table.path} holds no concepts; truepair concepts makes such a column")
+    for start in range(0, len(ids), ROWS):
+        some = ids[start : start + ROWS]
+        beyond = (some.min(initial=-1) < -1) or (some.max(initial=-1) >= len(names))
+        if beyond:
+            row = start + int(((some < -1) | (some >= len(names))).any(axis=1).argmax())
+            raise UserError(
+                f"column {column!r} of {table.path}, row {row}: concepts {ids[row].tolist()}, but there are "
+                f"{len(names):,} names; truepair concepts makes such a column"
+            )
     return list(names)
+
+
+def are_names(value: object) -> TypeGuard[list[str]]:
+    """Whether this is a list of printable strings, none of them empty."""
+    return isinstance(value, list) and all(isinstance(name, str) and name and name.isprintable() for name in value)
 
 
 def prompted(prompt: str, name: str) -> str:
@@ -133,16 +153,3 @@ def prompted(prompt: str, name: str) -> str:
     if name[:1].lower() in tuple("aeiou"):
         prompt = re.sub(r"\ba \{\}", "an {}", prompt)
     return prompt.replace("{}", name)
-
-
-@contextmanager
-def _evaluating(model: object) -> Iterator[None]:
-    """`model` in evaluation state, if it is a module that knows of one."""
-    before = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
-    for module, _ in before:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -4,10 +4,11 @@ import difflib
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import open_clip
 import safetensors.torch
@@ -17,7 +18,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.pairs.text import tokenize
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -36,6 +37,9 @@ UNUSABLE = (  # what open_clip raises on configurations and weights that are mis
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 open_clip.add_model_config(CONFIGS)
 
@@ -68,6 +72,8 @@ class DualEncoder(nn.Module):
         self.squash = clip.visual.preprocess_cfg.get("resize_mode") == "squash"
         self.context_length = int(clip.context_length)
         self.pad_id = _pad_id(clip.text)
+        self._how: dict[str, Any] | None = None  # the towers are compiled
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         mean = getattr(clip.visual, "image_mean", None) or OPENAI_DATASET_MEAN
         std = getattr(clip.visual, "image_std", None) or OPENAI_DATASET_STD
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -112,10 +118,19 @@ class DualEncoder(nn.Module):
             features = self.clip.encode_text(tokens)
         return F.normalize(features.float(), dim=-1)
 
-    def compile_towers(self) -> None:
-        """torch.compile both towers in place; the text tower for any length."""
-        self.clip.visual.compile()
-        self.clip.text.compile(dynamic=True)
+    def compile_towers(self, **how: Any) -> None:
+        """torch.compile both towers in place, the text tower for any length. how: arguments of torch.compile."""
+        self.clip.visual.compile(**how)
+        self.clip.text.compile(dynamic=True, **how)
+        self._how = how
+
+    def as_compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """`function`, which calls parts of the image tower and not the whole, compiled if the towers are."""
+        if self._how is None:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, **self._how)
+        return self._compiled[function]
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
@@ -177,8 +192,7 @@ def create(
             tokenizer = open_clip.get_tokenizer(name)
     except UNUSABLE as error:
         weights = f" with weights {pretrained!r}" if pretrained else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name!r}{weights} cannot be loaded: {reason}") from error
+        raise UserError(f"model {name!r}{weights} cannot be loaded: {reason(error)}") from error
     if init_bias is not None and not clip.logit_bias.any():  # open_clip makes it 0 where the weights have none
         nn.init.constant_(clip.logit_bias, init_bias)
     return DualEncoder(clip, name, config | {"custom_text": True} | initial, tokenizer)
@@ -218,10 +232,16 @@ def open_model(name: str) -> DualEncoder:
         raise UserError(
             f"{name!r} is no run (no run.toml there), and no open_clip:NAME[:TAG], local-dir:DIR or other scheme"
         )
-    checkpoints = sorted(folder.glob("checkpoints/step-*/open_clip_config.json"))
-    if not checkpoints:
-        raise UserError(f"run {name} has no checkpoint yet")
-    return create(f"local-dir:{checkpoints[-1].parent}").eval()
+    return create(f"local-dir:{newest_checkpoint(folder)[0]}").eval()
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, int]:
+    """The folder of a run's newest checkpoint, and its step. Raises UserError if there is none."""
+    found = [file.parent for file in run.glob("checkpoints/step-*/open_clip_config.json")]
+    steps = {int(folder.name[5:]): folder for folder in found if re.fullmatch("[0-9]+", folder.name[5:])}
+    if not steps:
+        raise UserError(f"run {run} has no checkpoint yet")
+    return steps[max(steps)], max(steps)
 
 
 def save_local_dir(model: DualEncoder, folder: Path) -> None:

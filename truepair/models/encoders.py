@@ -1,6 +1,8 @@
 """Frozen encoders for features, by name: two towers, a timm backbone for images, a sentence encoder for texts."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.models.dual import UNUSABLE, open_model
 from truepair.models.sentence import open_sentence_encoder
 
@@ -44,6 +46,20 @@ class TextEncoder(Protocol):
     def encode_text(self, tokens: Tensor) -> Tensor: ...  # (n, L) -> (n, D) float32, unit rows
 
     def to(self, device: torch.device) -> Self: ...
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """`model` in its evaluation state, if it is a module; each of its parts gets back the state it had."""
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    trained = [part for part in parts if part.training]
+    for part in trained:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in trained:
+            part.training = True
 
 
 class TimmEncoder(nn.Module):
@@ -99,8 +115,7 @@ def open_timm(name: str) -> TimmEncoder:
                 _load(backbone, Path(file))
         data = timm.data.resolve_data_config({}, model=backbone)
     except UNUSABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm model {name!r} cannot be loaded: {reason}") from error
+        raise UserError(f"timm model {name!r} cannot be loaded: {reason(error)}") from error
     return TimmEncoder(backbone, f"timm:{name}", data).eval()
 
 
@@ -113,7 +128,7 @@ def _load(backbone: nn.Module, file: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"no checkpoint {file}; name a .safetensors or .pth file") from None
     except (pickle.UnpicklingError, EOFError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} is no checkpoint of tensors: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} is no checkpoint of tensors: {reason(error)}") from error
     config: dict[str, Any] = getattr(backbone, "pretrained_cfg", None) or {}
     named = config.get("classifier") or ()
     classifiers = (named,) if isinstance(named, str) else tuple(named)
@@ -125,12 +140,8 @@ def _load(backbone: nn.Module, file: Path) -> None:
         backbone.load_state_dict(kept)
     except RuntimeError as error:
         lost = sorted(set(backbone.state_dict()) - set(kept))
-        why = f"it lacks {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}" if lost else _second_line(error)
+        why = f"it lacks {', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}" if lost else reason(error)
         raise UserError(f"{file} does not fit the architecture: {why}") from error
-
-
-def _second_line(error: Exception) -> str:
-    return [line.strip() for line in str(error).splitlines() if line.strip()][:2][-1]
 
 
 def open_encoder(name: str) -> ImageEncoder | TextEncoder:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.models.dual import UNUSABLE
 from truepair.pairs import draws
 
@@ -42,8 +42,8 @@ class Decoding:
             "top-p": 0 < self.top_p <= 1,
             "temperature": 0 < self.temperature < float("inf"),
             "beams": self.beams >= 1,
-            "min-tokens": 0 <= self.min_tokens <= self.max_tokens,
             "max-tokens": self.max_tokens >= 1,
+            "min-tokens": 0 <= self.min_tokens <= self.max_tokens,
         }
         for name, fine in limits.items():
             if not fine:
@@ -98,8 +98,9 @@ class Captioner:
         try:
             tokens = decode(self.model, here, rows, decoding, seed)
         except (ValueError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"captioner {self.name!r} cannot go on from images (and --prompt): {reason}") from error
+            raise UserError(
+                f"captioner {self.name!r} cannot go on from images (and --prompt): {reason(error)}"
+            ) from error
         asked = here.get("input_ids")
         if asked is not None and _begin_with(tokens, asked.repeat_interleave(decoding.n, dim=0)):
             tokens = tokens[:, asked.shape[1] :]
@@ -200,9 +201,8 @@ def open_captioner(
                 processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
             tokenizer = processor.tokenizer if whole else AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except UNUSABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         here = "" if Path(path).is_dir() else f" (there is no folder {where}, so the hub was asked)"
-        raise UserError(f"captioner {name!r} cannot be loaded{here}: {reason}") from error
+        raise UserError(f"captioner {name!r} cannot be loaded{here}: {reason(error)}") from error
     tokenizer.padding_side = "left"
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id

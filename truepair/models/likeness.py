@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from truepair.models.dual import DualEncoder
+from truepair.models.encoders import evaluating
 from truepair.pairs.image import centre
 
 TEXTS = 1024  # encoded at once
@@ -78,13 +79,6 @@ def at_rest(module: nn.Module, device: torch.device, precision: str) -> Iterator
 
     Weights stay in the type they have (autocast), for they may be those of a run that trains on.
     """
-    trained = [part for part in module.modules() if part.training]
     wide = torch.autocast(device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision != "fp32")
-    for part in trained:
-        part.training = False
-    try:
-        with torch.no_grad(), wide, torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        for part in trained:
-            part.training = True
+    with evaluating(module), torch.no_grad(), wide, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

@@ -13,17 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from truepair.config import from_toml
-from truepair.errors import UserError
-from truepair.models.captioner import ConceptCaptioner
+from truepair.errors import UserError, reason
+from truepair.models.captioner import MOST_CONCEPTS, ConceptCaptioner
 from truepair.models.concepts import ConceptBank, stored_names
-from truepair.models.dual import DualEncoder, create
+from truepair.models.dual import DualEncoder, create, newest_checkpoint
 from truepair.models.image_to_text import Decoding
 from truepair.models.likeness import PIXELS, Judge, Precision, at_rest
 from truepair.models.tokens import encode_image_with_tokens
 from truepair.pairs.table import PairTable
 
 CONCEPTS = 10  # shown with an image where a run does not say; NLIP's, recalled
-DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.PickleError, zipfile.BadZipFile)
+DAMAGE = (  # what torch raises for files that hold something else
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -117,16 +128,6 @@ class RunCaptioner:
         """The captions of `write` alone."""
         return self.write(inputs, rows, decoding, seed).texts
 
-    def score(self, inputs: dict[str, Tensor], texts: list[list[str]]) -> list[list[float]]:
-        """Cosine of each of B images with each of its texts."""
-        return self.judge.cosines(self.judge.see(inputs[PIXELS]), texts)
-
-    def concepts_of(self, inputs: dict[str, Tensor], rows: npt.NDArray[np.int64]) -> list[list[str]]:
-        """The concepts shown with each of B images, best first."""
-        images = self.judge.see(inputs[PIXELS])
-        with torch.no_grad():
-            return self._named(self._nearest(images, rows))
-
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs[PIXELS].to(self.device, non_blocking=True)
 
@@ -153,11 +154,8 @@ def open_run_captioner(
     folder = Path(run)
     if not (folder / "run.toml").is_file():
         raise UserError(f"captioner {str(run)!r} is neither a run (no run.toml there) nor hf:NAME or hf:DIR")
-    checkpoints = sorted(folder.glob("checkpoints/step-*/open_clip_config.json"))
-    if not checkpoints:
-        raise UserError(f"run {run} has no checkpoint yet")
-    saved = checkpoints[-1].parent
-    options = from_toml(folder / "run.toml").options
+    saved, step = newest_checkpoint(folder)
+    k, column = _shown(folder / "run.toml")
     model = create(f"local-dir:{saved}")
     state = _method_state(saved / "state.pt")
     parts = {name: _below(state, f"{name}.") for name in ("captioner", "bank")}
@@ -166,9 +164,11 @@ def open_run_captioner(
     try:
         captioner = ConceptCaptioner.from_state(model, parts["captioner"])
         bank = ConceptBank.from_state(parts["bank"])
-    except DAMAGE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the captioner of {saved} does not fit its towers: {reason}") from error
+    except (UserError, *DAMAGE) as error:
+        raise UserError(f"the captioner of {saved} does not fit its towers: {reason(error)}") from error
+    width, dim = bank.features.shape[1], model.config["embed_dim"]
+    if width != dim:
+        raise UserError(f"the captioner of {saved} does not fit its towers: concepts of {width} numbers, not {dim}")
     if bank.names != captioner.concepts:
         raise UserError(f"{saved / 'state.pt'} holds other concepts than its captioner knows")
     where = torch.device(device)
@@ -176,23 +176,34 @@ def open_run_captioner(
         model.to(where),
         captioner.to(where),
         bank.to(where),
-        int(options.get("concepts_per_image", CONCEPTS)),
-        column=str(options.get("concept_column", "")),
+        k,
+        column=column,
         name=str(run),
-        step=int(saved.name.removeprefix("step-")),
+        step=step,
         precision=precision,
     )
     opened.model.eval()
     return opened
 
 
+def _shown(file: Path) -> tuple[int, str]:
+    """How many concepts a run shows with an image, and from what column of a table; "": those its towers find."""
+    options = from_toml(file).options
+    k, column = options.get("concepts_per_image", CONCEPTS), options.get("concept_column", "")
+    if not isinstance(k, int) or not 0 <= k <= MOST_CONCEPTS or not isinstance(column, str):
+        raise UserError(f"{file}: concepts_per_image {k!r} of column {column!r} make no sense")
+    return k, column
+
+
 def _method_state(file: Path) -> dict[str, Any]:
     """What the method of a checkpoint keeps; the optimiser's tensors beside it are mapped, not read."""
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["method"]
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except DAMAGE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file} cannot be read: {reason}") from error
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    state = saved.get("method") if isinstance(saved, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{file} is no checkpoint of a run: it has no tensors by name under 'method'")
     return state
 
 

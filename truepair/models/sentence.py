@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.models.dual import UNUSABLE
 from truepair.pairs.text import MAX_CHARACTERS
 
@@ -95,8 +95,7 @@ def open_sentence_encoder(folder: Path) -> SentenceEncoder:
         ).float()
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except UNUSABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"sentence encoder {folder} cannot be loaded: {reason}") from error
+        raise UserError(f"sentence encoder {folder} cannot be loaded: {reason(error)}") from error
     finally:
         if bars:
             logging.enable_progress_bar()

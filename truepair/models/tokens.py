@@ -48,8 +48,15 @@ def token_width(model: DualEncoder) -> int:
 
 def _seen(model: DualEncoder, images: Tensor, *, pooled: bool) -> tuple[Tensor, Tensor]:
     """(b, D) pooled and projected features, empty unless `pooled`, and (b, P, w) float32 tokens."""
-    visual: Any = model.clip.visual
     pixels = (images.float() - model.mean) / model.std
+    features, cells = model.as_compiled(_tower)(model.clip.visual, pixels, pooled)
+    if cells is None:
+        raise _without_tokens(model)
+    return features, cells.float()
+
+
+def _tower(visual: Any, pixels: Tensor, pooled: bool) -> tuple[Tensor, Tensor | None]:
+    """`_seen` of normalised pixels, by open_clip's image tower; None for one that has no tokens."""
     features = pixels.new_empty(0)
     cells: Tensor | None = None
     if isinstance(visual, VisionTransformer):
@@ -68,9 +75,7 @@ def _seen(model: DualEncoder, images: Tensor, *, pooled: bool) -> tuple[Tensor, 
         cells = _cells_of_timm(visual.trunk, last)
         if pooled and cells is not None:
             features = visual.head(visual.trunk.forward_head(last))
-    if cells is None:
-        raise _without_tokens(model)
-    return features, cells.float()
+    return features, cells
 
 
 def _without_tokens(model: DualEncoder) -> UserError:

@@ -17,35 +17,33 @@ def cosine(image: Tensor, text: Tensor) -> Tensor:
     return torch.cat([(i * t).sum(1) for i, t in pieces]).float()
 
 
-def neg_clip_loss(
-    image: Tensor,
-    text: Tensor,
-    scale: float,
-    *,
-    negatives: int = NEGATIVES,
-    seed: int = 0,
-    sample: Tensor | None = None,
-) -> Tensor:
+def neg_clip_loss(image: Tensor, text: Tensor, scale: float, *, negatives: int = NEGATIVES, seed: int = 0) -> Tensor:
     """The negative CLIP loss of every pair in units of cosine: (n,) float32, at most 0; higher matches better.
 
     s_i = c_ii - τ/2 · (log Σ_j exp(c_ij/τ) + log Σ_j exp(c_ji/τ)), τ = 1/scale, j over the pair itself and a fixed
     sample of `negatives` pairs (all, if there are fewer), drawn with `seed`. So -s_i·scale is the loss CLIP gives the
     pair in a batch with that sample.
-    sample: (m,) int64 ascending, those pairs in place of drawn ones.
     image (n, D), text (n, D): unit rows on one device. Memory beside them: CHUNK x negatives scores.
 
     Source: negCLIPLoss, arXiv 2405.19547 (one fixed sample in place of ten random batches: ours).
     """
-    if sample is None:
-        sample = torch.from_numpy(_sample(len(image), negatives, seed))
-    sample = sample.to(image.device)  # (m,)
-    texts, images = text[sample], image[sample]
+    sample = torch.from_numpy(_sample(len(image), negatives, seed)).to(image.device)  # (m,) ascending
+    numbers = torch.arange(len(image), device=image.device)
+    return neg_clip_loss_against(image, text, numbers, image[sample], text[sample], sample, scale)
+
+
+def neg_clip_loss_against(
+    image: Tensor, text: Tensor, numbers: Tensor, images: Tensor, texts: Tensor, sample: Tensor, scale: float
+) -> Tensor:
+    """`neg_clip_loss` of n pairs against m others: images (m, D), texts (m, D), their numbers `sample` (m,).
+
+    numbers: (n,) of the pairs; one that is in the sample is not its own negative.
+    """
     scores = []
     for start in range(0, len(image), CHUNK):
         i, t = image[start : start + CHUNK], text[start : start + CHUNK]
         own = (i * t).sum(1)  # (b,)
-        rows = torch.arange(start, start + len(i), device=image.device)
-        itself = rows[:, None] == sample  # (b, m)
+        itself = numbers[start : start + CHUNK, None] == sample  # (b, m)
         normalisers = [
             torch.logsumexp(torch.cat([own[:, None], (a @ b.T).masked_fill(itself, -torch.inf)], dim=1) * scale, dim=1)
             for a, b in ((i, texts), (t, images))

@@ -1,11 +1,12 @@
 """The pair table: a directory in which a pair is a row for ever, and everything known about it is a column."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from truepair.pairs.columns import Column, StringLists, Strings, Values
 
 VERSION = 1
 PAIRS = "pairs.parquet"
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)  # one cannot be made
 SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -179,21 +181,29 @@ class PairTable:
         self.made[name] = made
         self.save()
 
-    def derive(self, out: str | Path) -> "PairTable":
+    def derive(self, out: str | Path, *, share: bool = False) -> "PairTable":
         """A new table in the directory `out` with the same rows, columns and sources; images are not touched.
 
-        `out` appears when the table is whole (`new_folder`, which says what `out` may be).
+        `out` appears when the table is whole (`new_folder`, which says what `out` may be). `share`: both tables have
+        the same files of columns (hard links) where the file system can, for tables that nobody else writes to;
+        `add_column` gives a table a file of its own.
         """
-        out = Path(out)
-        sources = [Source(str(self.source_path(i)), s.kind, s.column) for i, s in enumerate(self.sources)]
+        out, sources = Path(out), self._absolute_sources()
         with new_folder(out) as staging:
             (staging / "columns").mkdir()
             for file in [self.path / PAIRS, *(self.path / "columns").glob("*.parquet")]:
-                shutil.copy2(file, staging / file.relative_to(self.path))
+                (_link if share else shutil.copy2)(file, staging / file.relative_to(self.path))
             PairTable(staging, sources, self.caption_column, self.made).save()
         return PairTable(out, sources, self.caption_column, dict(self.made))
 
+    def reading_images_of(self, other: "PairTable") -> "PairTable":
+        """This table with the images where `other`, which has the same rows, finds them; nothing is written."""
+        return replace(self, sources=other._absolute_sources())
+
     # -- image bytes -----------------------------------------------------------------------------------------------
+
+    def _absolute_sources(self) -> list[Source]:
+        return [replace(source, path=str(self.source_path(i))) for i, source in enumerate(self.sources)]
 
     def source_path(self, source: int) -> Path:
         """Absolute path of a source (relative ones are stored below the table's directory)."""
@@ -242,6 +252,16 @@ def new_folder(out: Path) -> Iterator[Path]:
         staging.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link(file: Path, to: Path) -> None:
+    """A second name for the file; a copy of it on another file system, or one without hard links."""
+    try:
+        to.hardlink_to(file.resolve())  # of a symbolic link it would be one more of these
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        shutil.copy2(file, to)
 
 
 @lru_cache(maxsize=256)

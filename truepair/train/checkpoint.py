@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from truepair.config import RunConfig
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
+from truepair.methods import method_class
 from truepair.models.dual import save_local_dir
 from truepair.pairs.order import Order
 from truepair.pairs.table import PairTable
@@ -88,7 +89,7 @@ def save(
             _to_disk(file)
     except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own name for a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"checkpoint {folder} cannot be written: {_first_line(error)}; the former is whole") from error
+        raise UserError(f"checkpoint {folder} cannot be written: {reason(error)}; the former is whole") from error
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
@@ -109,12 +110,14 @@ def load(
     folder = checkpoint.folder
     try:
         saved = json.loads((folder / "identity.json").read_text())
-        for name, value in json.loads(json.dumps(wanted_by)).items():
-            if saved.get(name) != value:
-                raise UserError(
-                    f"{folder} was written with {name} = {saved.get(name)!r}, this run has {value!r}; "
-                    "resume with the former value, or train on from its weights: --model local-dir:CHECKPOINT"
-                )
+        if not isinstance(saved, dict):
+            raise ValueError("identity.json holds no table of values")
+        if different := _difference(saved, wanted_by):
+            name, former, now = different
+            raise UserError(
+                f"{folder} was written with {name} = {former!r}, this run has {now!r}; "
+                "resume with the former value, or train on from its weights: --model local-dir:CHECKPOINT"
+            )
         weights = load_file(folder / "open_clip_model.safetensors")
         state = torch.load(folder / "state.pt", map_location=trainee.model.device, weights_only=True)
         trainee.model.clip.load_state_dict(weights)
@@ -122,11 +125,28 @@ def load(
         optimizer.load_state_dict(state["optimizer"])
         ledger.load(folder / "ledger.npz")
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, *DAMAGE) as error:
-        raise UserError(f"checkpoint {folder} does not fit this run: {_first_line(error)}") from error
+        raise UserError(f"checkpoint {folder} does not fit this run: {reason(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first entry that two identities do not share, as (its name, saved, wanted).
+
+    A setting that one of them lacks, for it is younger than the checkpoint, has its default there.
+    """
+    default = dataclasses.asdict(RunConfig())
+    default = {name: default[name] for name in IDENTITY}
+    default["options"] = dataclasses.asdict(method_class(wanted["method"]).Options())
+    former, now = (_flat(default) | _flat(values) for values in (saved, wanted))
+    different = (name for name in now | former if former.get(name) != now.get(name))
+    return next(((name, former.get(name), now.get(name)) for name in different), None)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries of sections by dotted name, as JSON holds them."""
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(values)).items():
+        flat |= {f"{name}.{entry}": v for entry, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _to_disk(path: Path) -> None:

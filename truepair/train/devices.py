@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.losses.distributed import world_size
 
 _GROUPS = count()  # process groups made by this process, the same on every rank
@@ -49,7 +49,7 @@ def device_of(name: str, local: int = 0) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {name!r} cannot be used: {reason(error)}") from None
     return torch.device("cuda", local) if device.type == "cuda" and device.index is None else device
 
 

@@ -14,8 +14,6 @@ from truepair.losses.distributed import all_gather, rank, total, world_size
 from truepair.noise import Mixture, finite_range, fit, histogram
 from truepair.pairs.columns import write_parquet
 
-NOBODY = -1  # row of a loss that says nothing of a pair
-
 
 class Ledger:
     """Columns over the table's n rows, alike on every rank; NaN marks a pair no step has seen.
@@ -38,9 +36,10 @@ class Ledger:
         """Note the losses (B,) of rows (B,) of this step and rank.
 
         raw: (B,) bool, whether a raw caption was among the row's; None: always. A loss of synthetic captions alone says
-        nothing of the pair and is noted for nobody (row -1), only looked at for numbers that are not finite.
+        nothing of the pair, which keeps the last one of its raw captions (and the p_noise that each fit makes of it);
+        it is only looked at for numbers that are not finite.
         """
-        self._pending.append((rows if raw is None else torch.where(raw, rows, NOBODY), per_pair))
+        self._pending.append((rows if raw is None else torch.where(raw, rows, ~rows), per_pair))  # ~row: negative
 
     def flush(self) -> npt.NDArray[np.int64]:
         """Write what is pending, of all ranks, in step order; returns the rows whose loss is not finite."""
@@ -52,10 +51,10 @@ class Ledger:
         self._pending.clear()
         if self.config.loss_source == "epoch":
             for row, loss in zip(rows.T.cpu().numpy(), losses.T.cpu().numpy(), strict=True):
-                self.measured(row[row != NOBODY], loss[row != NOBODY])
+                self.measured(row[row >= 0], loss[row >= 0])
         flat, values = rows.flatten().cpu().numpy(), losses.flatten().cpu().numpy()
-        broken: npt.NDArray[np.int64] = np.unique(flat[~np.isfinite(values)])
-        return broken
+        broken = flat[~np.isfinite(values)]
+        return np.unique(np.where(broken < 0, ~broken, broken))
 
     def measured(self, rows: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None:
         """Take in the losses (m,) of rows (m,), alike on every rank."""

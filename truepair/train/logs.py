@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,29 @@ class Clock:
         """(samples a second, share of the time spent waiting for data) since the last reset."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return samples / seconds, self.waited / seconds
+
+
+class Pace:
+    """Says every `seconds` how far work on `total` pairs is; to be called with the number of pairs just done.
+
+    The first call is about those that were done before, by another process: they tell nothing of the pace.
+    """
+
+    def __init__(self, say: Callable[[str], None], total: int, seconds: float = 60.0) -> None:
+        self.say, self.total, self.seconds = say, total, seconds
+        self.before = self.done = 0
+        self.started = self.said = math.nan
+
+    def __call__(self, count: int) -> None:
+        now = time.perf_counter()
+        self.done = min(self.done + count, self.total)
+        if math.isnan(self.started):
+            self.before, self.started, self.said = self.done, now, now
+        elif now - self.said >= self.seconds and self.done > self.before:
+            rate = (self.done - self.before) / (now - self.started)
+            left = timedelta(seconds=round((self.total - self.done) / rate))
+            self.say(f"{self.done:,} of {self.total:,} pairs · {rate:,.0f} pairs/s · {left} left")
+            self.said = now
 
 
 @contextmanager

@@ -46,8 +46,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         job = assemble(config, device, resume)
         local, warmup = job.local, warmup_steps(config.optim, job.steps)
         saved_at = time.monotonic()
+        done = job.start
 
-        with Monitor(job) as monitor, closing(batches_of_stages(job, monitor)) as loader:
+        def told_to_stop() -> bool:
+            return agree([bool(signals)], device)[0]
+
+        with Monitor(job) as monitor, closing(batches_of_stages(job, monitor, told_to_stop)) as loader:
             monitor.evaluate(job.start)  # if a kill came between saving and evaluating
             for step, batch in enumerate(loader, job.start):
                 torch.manual_seed(_mixed(config.seed, step, rank()))  # dropout: a function of the step
@@ -99,10 +103,11 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 monitor.evaluate(done)
                 if save or end_of_epoch:
                     monitor.clock.reset()
-                if stop and done < job.steps:
-                    monitor.log.say(f"stopped after step {done:,} of {job.steps:,}; saved, go on with --resume")
-                    return Result(job.folder, done, job.steps, monitor.rate, monitor.figures, interrupted=True)
-            return Result(job.folder, job.steps, job.steps, monitor.rate, monitor.figures, interrupted=False)
+                if stop:
+                    break
+            if interrupted := done < job.steps:
+                monitor.log.say(f"stopped after step {done:,} of {job.steps:,}; saved, go on with --resume")
+            return Result(job.folder, done, job.steps, monitor.rate, monitor.figures, interrupted)
 
 
 @contextmanager

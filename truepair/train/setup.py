@@ -18,6 +18,7 @@ from truepair.losses import compile_tiles
 from truepair.losses.distributed import rank, world_size
 from truepair.methods import Method, method_class
 from truepair.models.dual import DEFAULT, DualEncoder, create
+from truepair.models.run_captioner import RunCaptioner
 from truepair.noise import detection
 from truepair.noise.tables import TRUTH
 from truepair.pairs.batches import BatchSource
@@ -66,6 +67,10 @@ class Job:
         """Pairs of a batch on this rank."""
         return self.config.batch_size // world_size()
 
+    def writer(self) -> RunCaptioner:
+        """Who writes the captions of `completed`: the model and the method's captioner as they are now."""
+        return _writer(self.config, self.method, self.model, self.completion_step)
+
     def save(self, step: int) -> None:
         """Write a checkpoint (rank 0; all ranks hold the same)."""
         if rank() == 0:
@@ -101,11 +106,8 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     if needs.init_bias is None and model.bias is not None:
         model.clip.logit_bias.requires_grad_(False)  # the method has no use for it, and DDP waits for every gradient
     method.bind(model, table, table.captions(config.pairs.caption_column))
-    if config.completion.start and method.writer(model) is None:
-        raise UserError(
-            f"--completion.start {config.completion.start}: {config.method} trains no captioner; take "
-            "--method nlip (with --options.captioning 1), or write captions beforehand (truepair caption)"
-        )
+    if config.completion.start:
+        _writer(config, method, model, step=0)  # complains before anything is written
     trainee = Trainee(model, method).to(device).to(memory_format=torch.channels_last).train()
     if config.compile:
         if device.type == "cuda":
@@ -195,6 +197,17 @@ def _check(config: RunConfig) -> None:
             section, _, entry = name.rpartition(".")
             value = getattr(getattr(config, section) if section else config, entry)
             raise UserError(f"--{name.replace('_', '-')} {value} makes no sense; see truepair train --help")
+    start, warmup = config.completion.start, config.noise.warmup_epochs
+    if start and config.pairs.synthetic:
+        raise UserError(
+            f"--pairs.synthetic {config.pairs.synthetic} takes synthetic captions from the table, --completion.start "
+            f"{start} lets the run write its own; give one of the two"
+        )
+    if 0 < start < warmup:
+        raise UserError(
+            f"--completion.start {start} comes before the noise model's first fit, which --noise.warmup-epochs "
+            f"{warmup} puts after epoch {warmup}: no pair would be doubted yet; take {warmup} or more"
+        )
 
 
 def _order(config: RunConfig, table: PairTable) -> tuple[Order, int]:
@@ -225,6 +238,20 @@ def _captions(config: RunConfig, method: Method) -> int:
 def _method(config: RunConfig) -> Method:
     kind = method_class(config.method)
     return kind(filled(kind.Options, config.options, f"options of {config.method}"))
+
+
+def _writer(config: RunConfig, method: Method, model: DualEncoder, step: int) -> RunCaptioner:
+    """Who writes captions for the run's pairs, by the name of its directory (which may move as a whole).
+
+    Raises UserError if the method trains nobody who can.
+    """
+    writer = method.writer(model, name=Path(config.out).resolve().name, step=step, precision=config.precision)
+    if writer is None:
+        raise UserError(
+            f"--completion.start {config.completion.start}: {config.method} trains no captioner; take "
+            "--method nlip (with --options.captioning 1), or write captions beforehand (truepair caption)"
+        )
+    return writer
 
 
 def _folder(config: RunConfig, resume: bool) -> Path:
