@@ -68,7 +68,7 @@ class CompletionConfig:
     """Captions that the run writes itself for the pairs it doubts, in the middle, to learn from afterwards (nlip)."""
 
     start: int = 0  # epochs before they are written, --noise.warmup-epochs or more; 0: never
-    mode: Literal["sample", "replace", "both"] = "sample"  # how they serve, see --pairs.completion; METHODS.md §2
+    mode: Literal["sample", "replace", "both"] = "sample"  # how they serve, see --pairs.completion
     min_p_noise: float = 0.5  # pairs at least so noisy get one; ours
     accept: Literal["all", "better"] = "better"  # better: more similar to the image than the raw caption; ours
     margin: float = 2.0  # by so much at least [logits]; 2: seven times as likely; ours

@@ -234,6 +234,7 @@ def test_a_column_of_captions_is_scored_against_the_others(table, model) -> None
         "n_images": 2,
         "n_described": 3,
         "n_references": 4,
+        "references": "caption",
         "skipped": result.skipped,
     }
     table.add_column("several", [["first"], [], ["second"], [], []], {})

@@ -144,5 +144,5 @@ def test_without_the_word_lists_the_error_says_what_to_install(monkeypatch: pyte
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     lexicon.look_up.cache_clear()
     lexicon._tags.cache_clear()
-    with pytest.raises(UserError, match="pip install lemminflect textblob"):
+    with pytest.raises(UserError, match="truepair\[concepts\]"):
         concepts("a dog")

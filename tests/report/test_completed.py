@@ -47,7 +47,7 @@ def test_ten_drawn_pairs_are_shown_with_what_stood_there_before(completed: Path)
 
 def test_the_page_shows_them_escaped(completed: Path, tmp_path: Path) -> None:
     page = run_report([completed], tmp_path / "page.html").read_text()
-    assert "Captions that nlip wrote itself" in page and "in place of: caption number" in page
+    assert "Captions that nlip wrote itself" in page and "had: caption number" in page
     assert "<script>alert" not in page
     shown = completion(read_run(completed), "nlip", 0, count=99)
     assert shown is not None and len(shown.pairs) == 20 and "alert" in shown.pairs[0].synthetic

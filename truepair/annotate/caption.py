@@ -16,7 +16,7 @@ import truepair
 from truepair.annotate.identity import content, weights
 from truepair.annotate.parts import Parts
 from truepair.annotate.preparing import PreparedImages, Rows
-from truepair.annotate.scribe import REJECTED, Accept, Note, Scribe
+from truepair.annotate.scribe import CLOSE, REJECTED, Accept, Note, Scribe
 from truepair.annotate.sharing import said_by_rank_0
 from truepair.errors import UserError
 from truepair.losses.distributed import world_size
@@ -130,7 +130,8 @@ def caption_table(
             of_rows = next(notes)
             skipped = [(row, note.skipped) for row, note in zip(rows.tolist(), of_rows, strict=True) if note.skipped]
             reasons = {reason for _, reason in skipped}
-            if rows[0] == 0 and len(skipped) == len(rows) and REJECTED not in reasons:  # later: a damaged shard, maybe
+            tried = int(looked_at[rows].sum())
+            if rows[0] == 0 and 0 < tried == len(skipped) and not reasons & {REJECTED, CLOSE}:  # later: a damaged shard
                 raise UserError(
                     f"none of the rows {rows[0]} to {rows[-1]} gave a caption ({', '.join(sorted(reasons))}); "
                     f"check {table.path}"

@@ -17,6 +17,7 @@ from truepair.pairs.columns import StringLists
 
 NOTHING = "captioner wrote nothing"
 REJECTED = "no better than the raw caption"
+CLOSE = "better than the raw caption by less than the margin"
 JUDGED = "for the judge"  # its pixels among a captioner's inputs
 
 Accept: TypeAlias = Literal["all", "better"]
@@ -108,7 +109,7 @@ def _note(
     score: float = math.nan,
     raw_score: float = math.nan,
 ) -> Note:
-    why = "" if texts else REJECTED if rejected else NOTHING
+    why = "" if texts else NOTHING if not rejected else CLOSE if score >= raw_score else REJECTED
     return Note(texts, rejected or [], concepts, score, raw_score, why)
 
 

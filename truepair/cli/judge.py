@@ -203,7 +203,7 @@ def _captioning_table(results: list[Any]) -> Any:
         table.add_column(result.dataset, justify="right", overflow="fold")
     table.add_row("captions by", *(result.captions for result in results))
     table.add_row("images", *(f"{result.n_images:,} of {result.n_described:,}" for result in results))
-    table.add_row("references", *(f"{result.n_references:,}" for result in results))
+    table.add_row("references", *(f"{result.n_references:,} {result.references}".strip() for result in results))
     for name in results[0].metrics:
         table.add_row(name, *(f"{100 * result.metrics[name]:.1f}" + _beside(name, result) for result in results))
     return table

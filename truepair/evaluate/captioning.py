@@ -71,6 +71,7 @@ class CaptioningResult:
     n_images: int
     n_described: int
     n_references: int
+    references: str  # the column they stand in, "" for a file
     dataset: str
     captions: str
     judge: str
@@ -84,7 +85,7 @@ class CaptioningResult:
     def to_json(self, pretrained: str = "") -> dict[str, Any]:
         """The result in CLIP_benchmark's fields, under its task name "captioning", with counts and judge beside."""
         more: dict[str, Any] = {"judge": self.judge, "coverage": self.coverage, "n_images": self.n_images}
-        more |= {"n_described": self.n_described, "n_references": self.n_references}
+        more |= {"n_described": self.n_described, "n_references": self.n_references, "references": self.references}
         result = benchmark_json(self.dataset, self.captions, pretrained, "captioning", self.metrics)
         return result | more | {"skipped": self.skipped}
 
@@ -145,6 +146,7 @@ def captioning(
         n_images=len(scored),
         n_described=len(images),
         n_references=sum(map(len, references)),
+        references=images.column,
         dataset=images.name,
         captions=candidates.by,
         judge="" if judge is None else judge.name,

@@ -33,7 +33,7 @@ class NlipOptions:
     """Options of NLIP; the provenance of each default stands beside it (docs/nlip.md)."""
 
     smoothing: float = 0.5  # λ: w_i = λ·ε_i; 0: no harmonization; recalled
-    form: Literal["smoothed", "log-odds"] = "smoothed"  # log-odds: gradient dies in large batches; METHODS.md §2
+    form: Literal["smoothed", "log-odds"] = "smoothed"  # log-odds: its gradient dies in large batches
     captioning: float = 1.0  # weight of the captioner's loss; 0: no captioner; ours
     concepts_per_image: int = 10  # k, shown to the captioner; 0: none; recalled
     concepts: int = 10_000  # the most frequent nouns of the captions, at most so many; recalled
@@ -51,6 +51,8 @@ class NlipOptions:
         for name in ("concepts_per_image", "layers", "width", "heads"):
             if getattr(self, name) < 0:
                 raise UserError(f"nlip's {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.concept_list and not self.concepts_per_image:
+            raise UserError("nlip's concept_list is for showing concepts, and concepts_per_image is 0")
         if self.concept_column and (self.concept_list or not self.concepts_per_image):
             raise UserError("nlip's concept_column brings its own list, and concepts_per_image must not be 0")
         if self.concepts_per_image > MOST_CONCEPTS:

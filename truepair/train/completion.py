@@ -10,11 +10,12 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 
+import pyarrow as pa
 import torch.distributed as dist
 
 from truepair.annotate.caption import caption_table
 from truepair.annotate.parts import Stopped
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 from truepair.losses.distributed import rank, world_size
 from truepair.models.image_to_text import Decoding
 from truepair.pairs.batches import Batch, BatchSource, batches
@@ -25,6 +26,7 @@ from truepair.train.monitor import Monitor
 from truepair.train.setup import Job
 
 COLUMN = "synthetic"
+FEW = 0.05  # share of the doubted pairs with a caption, below which a warning is due (ours)
 
 
 def batches_of_stages(job: Job, monitor: Monitor, stop: Callable[[], bool]) -> Generator[Batch, None, None]:
@@ -62,9 +64,14 @@ def _completed(job: Job, monitor: Monitor, stop: Callable[[], bool]) -> BatchSou
         for rest in ("judged", "completed.parts", ".*judged.partial*"):  # the latter two are of a kill
             for path in job.folder.glob(rest):
                 shutil.rmtree(path, ignore_errors=True)  # what another rank still reads may stay until the next resume
+    table = PairTable.open(folder).reading_images_of(job.table)
+    try:
+        table.captions(COLUMN), table.numbers("p_noise")
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{folder}, from whose captions this run learns, is damaged: {reason(error)}") from None
     return replace(
         job.source,
-        table=PairTable.open(folder).reading_images_of(job.table),
+        table=table,
         synthetic=COLUMN,
         completion=completion.mode,
         replace_above=completion.min_p_noise,
@@ -107,8 +114,18 @@ def _write(job: Job, monitor: Monitor, stop: Callable[[], bool]) -> None:
         stop=stop,
     )
     if written is not None and doubted:
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in written.skipped.items())
+        few = written.rows < FEW * doubted
+        dropped = ", ".join(f"{count:,} {why}" for why, count in written.skipped.items())
         monitor.log.say(
             f"captions for {written.rows:,} of {written.looked_at:,} doubted pairs, in {written.table}"
             + (f" (without: {dropped})" if dropped else "")
+            + (
+                "; that changes little: a later --completion.start lets the captioner learn more, a smaller "
+                "--completion.margin keeps more"
+                if few
+                else ""
+            ),
+            style="yellow" if few else "",
         )
+        figures = {"doubted": doubted, "captioned": written.rows, "better": written.better, "skipped": written.skipped}
+        monitor.log.write("completion", job.completion_step, **figures)

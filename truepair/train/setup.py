@@ -185,7 +185,7 @@ def _check(config: RunConfig) -> None:
         "noise.warmup_epochs": config.noise.warmup_epochs >= 0,
         "noise.average": 0 <= config.noise.average < 1,
         "pairs.replace_above": 0 <= config.pairs.replace_above <= 1,
-        "completion.start": 0 <= config.completion.start < config.epochs,
+        "completion.start": config.completion.start >= 0,
         "completion.margin": 0 <= config.completion.margin < math.inf,
         "completion.min_p_noise": 0 <= config.completion.min_p_noise <= 1,
         "eval.every": config.eval.every >= 0,
@@ -198,6 +198,11 @@ def _check(config: RunConfig) -> None:
             value = getattr(getattr(config, section) if section else config, entry)
             raise UserError(f"--{name.replace('_', '-')} {value} makes no sense; see truepair train --help")
     start, warmup = config.completion.start, config.noise.warmup_epochs
+    if start >= config.epochs:
+        raise UserError(
+            f"--completion.start {start} leaves nothing to learn with the captions: --epochs is {config.epochs}; "
+            "take a smaller start, or truepair caption after the run"
+        )
     if start and config.pairs.synthetic:
         raise UserError(
             f"--pairs.synthetic {config.pairs.synthetic} takes synthetic captions from the table, --completion.start "
@@ -248,8 +253,8 @@ def _writer(config: RunConfig, method: Method, model: DualEncoder, step: int) ->
     writer = method.writer(model, name=Path(config.out).resolve().name, step=step, precision=config.precision)
     if writer is None:
         raise UserError(
-            f"--completion.start {config.completion.start}: {config.method} trains no captioner; take "
-            "--method nlip (with --options.captioning 1), or write captions beforehand (truepair caption)"
+            f"--completion.start {config.completion.start}: this run trains no captioner; take --method nlip with "
+            "--options.captioning 1, or write captions beforehand (truepair caption)"
         )
     return writer
 
