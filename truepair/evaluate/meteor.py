@@ -12,7 +12,7 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
     Raises UserError if pycocoevalcap or Java is missing, or the program gives up.
     """
     try:
-        from pycocoevalcap.meteor.meteor import Meteor  # type: ignore[import-untyped,unused-ignore]
+        from pycocoevalcap.meteor.meteor import Meteor
     except ImportError:
         raise UserError("METEOR needs pycocoevalcap: pip install 'truepair[coco]'") from None
     if shutil.which("java") is None:
