@@ -3,16 +3,14 @@
 import dataclasses
 import importlib.util
 import json
-import multiprocessing
-import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from killable import in_processes
 
 from truepair.annotate.concepts import LOG, NO_FEATURES
 from truepair.annotate.parts import Parts
@@ -196,35 +194,6 @@ def test_a_pass_is_not_gone_on_with_for_other_concepts(
     assert len(str(error.value)) < 1_000 and "thing 9" not in str(error.value)
 
 
-def run(args: Concepts, number: int, world: int, die_after: int | None) -> None:
-    """What a process of its own does: the verb with parts of 20 rows, killed at a part."""
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29573", "WORLD_SIZE": world, "RANK": number}
-    if world > 1:
-        os.environ.update({name: str(value) for name, value in names.items()} | {"LOCAL_RANK": str(number)})
-    opened, write, written = Parts.open, Parts.write, []
-
-    def counted(*given: Any) -> None:
-        if len(written) == die_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        written.append(given)
-        write(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parts, "open", lambda *given, **named: opened(*given, **named, chunk=20))
-        patch.setattr(Parts, "write", counted)
-        concepts(args)
-
-
-def in_processes(args: Concepts, world: int = 1, die_after: int | None = None) -> list[int | None]:
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run, args=(args, number, world, die_after)) for number in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
 def test_killed_and_gone_on_with_by_two_ranks_is_as_undisturbed(
     scenes: Path, towers: str, listed: str, tmp_path: Path
 ) -> None:
@@ -232,11 +201,11 @@ def test_killed_and_gone_on_with_by_two_ranks_is_as_undisturbed(
         return [(out / "columns" / f"{name}.parquet").read_bytes() for name in ("concepts", "concepts_score")]
 
     whole = Concepts(scenes / "test", model=towers, out=tmp_path / "whole", list=listed, k=3, workers=1)
-    assert in_processes(whole) == [0]
+    assert in_processes(concepts, whole, 29573) == [0]
     killed = dataclasses.replace(whole, out=tmp_path / "killed")
-    assert in_processes(killed, die_after=1) == [-signal.SIGKILL]
+    assert in_processes(concepts, killed, 29573, die_after=1) == [-signal.SIGKILL]
     assert not killed.out.exists()
 
-    assert in_processes(killed, world=2) == [0, 0]
+    assert in_processes(concepts, killed, 29573, world=2) == [0, 0]
     assert columns_of(killed.out) == columns_of(whole.out)
     assert (killed.out / "concepts.txt").read_text() == (whole.out / "concepts.txt").read_text()

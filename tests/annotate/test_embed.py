@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from killable import in_processes
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -336,44 +335,15 @@ def test_columns_are_named_after_the_model(tmp_path: Path) -> None:
         assert named_after(model) == name
 
 
-def run(args: Embed, number: int, world: int, die_after: int | None) -> None:
-    """What a process of its own does: the verb with parts of 20 rows, killed at a part."""
-    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571", "WORLD_SIZE": world, "RANK": number}
-    if world > 1:
-        os.environ.update({name: str(value) for name, value in names.items()} | {"LOCAL_RANK": str(number)})
-    opened, write, written = Parts.open, Parts.write, []
-
-    def counted(*given: Any) -> None:
-        if len(written) == die_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        written.append(given)
-        write(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parts, "open", lambda *given, **named: opened(*given, **named, chunk=20))
-        patch.setattr(Parts, "write", counted)
-        embed(args)
-
-
-def in_processes(args: Embed, world: int = 1, die_after: int | None = None) -> list[int | None]:
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run, args=(args, number, world, die_after)) for number in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
 def test_killed_and_gone_on_with_by_two_ranks_is_as_undisturbed(scenes: Path, towers: str, tmp_path: Path) -> None:
     def columns_of(name: str) -> list[bytes]:
         return [(tmp_path / name / "columns" / f"f_{kind}.parquet").read_bytes() for kind in ("image", "text")]
 
     args = Embed(scenes / "test", model=towers, out=tmp_path / "whole", name="f", regions="grid", grid=2, workers=1)
-    assert in_processes(args) == [0]
+    assert in_processes(embed, args, 29571) == [0]
     killed = dataclasses.replace(args, out=tmp_path / "killed")
-    assert in_processes(killed, die_after=1) == [-signal.SIGKILL]
+    assert in_processes(embed, killed, 29571, die_after=1) == [-signal.SIGKILL]
     assert not killed.out.exists()
-    assert in_processes(killed, world=2) == [0, 0]
+    assert in_processes(embed, killed, 29571, world=2) == [0, 0]
     assert columns_of("killed") == columns_of("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
