@@ -2,10 +2,13 @@
 
     python benchmarks/methods.py --out work --jobs 2 [--image-model timm:... --text-model sentence-transformers:...]
     python benchmarks/methods.py --out work --kinds shuffle truncate --rows clip gate nlip [--completion-start 12]
+    python benchmarks/methods.py --out work --rates 0 0.2 0.4 0.6 --model truepair-fusion-tiny \
+        --rows clip gate never-itc "never, no split" never
 
 Makes the corpus, corrupts it, embeds it where guidance models are given, trains every cell with `truepair train` on one
 thread, and prints a table. A cell whose result is there is not run again. WORK/cells/NAME holds the run, NAME.json its
-result. About five minutes a cell on one core; two at a time on two.
+result. About five minutes a cell on one core; two at a time on two. NEVER's rows run when they are named: their towers
+are others (truepair-fusion-tiny), so compare them with rows that have the same by --model.
 """
 
 import argparse
@@ -16,8 +19,9 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import truepair
 
@@ -28,23 +32,45 @@ NLIP = {  # row: flags; the rows with completion also get --completion.start
     "nlip, completion": ("--options.smoothing", "0"),
     "nlip": (),
 }
+FUSION = "truepair-fusion-tiny"  # towers of the rows with a fusion encoder, where --model names none
+BATCH = "128"  # where the towers are named: twice the steps of the recipe, which a fusion encoder needs
+TUNED = ("--options.queue", "2048", "--options.momentum-ramp")  # NEVER at this scale: 1,500 steps, 10,000 pairs
+FUSED = (*TUNED, "--options.vocabulary", "used")
+RERANKED = 16  # of each query the dual encoder's best, in ITM's order
 FIGURES = {"top-1": "top1", "top-5": "top5", "R@1 t→i": "text_to_image_r1"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a method and its flags. model: its towers, empty for the recipe's."""
+
+    name: str
+    method: str
+    flags: tuple[str, ...] = ()
+    model: str = ""
+    reranked: bool = False  # its fusion encoder is asked too
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run: a row of the table, at one noise rate, with one seed (of the noise, the weights and the order)."""
 
-    row: str
-    method: str
-    flags: tuple[str, ...]
+    row: Row
     kind: str
     rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.row.replace(' ', '-').replace(',', '')}-{noise(self.kind, self.rate)}-{self.seed}"
+        row = self.row.name.replace(" ", "-").replace(",", "")
+        return f"{row}-{noise(self.kind, self.rate)}-{self.seed}{self.row.model and '-'}{self.row.model}"
+
+
+NEVER = (
+    Row("never-itc", "never-itc", TUNED),
+    Row("never, no split", "never", (*FUSED, "--options.ratio", "0"), FUSION, reranked=True),
+    Row("never", "never", FUSED, FUSION, reranked=True),
+)
 
 
 def noise(kind: str, rate: float) -> str:
@@ -52,14 +78,15 @@ def noise(kind: str, rate: float) -> str:
     return f"{'' if kind == 'shuffle' or not rate else kind + '-'}{round(100 * rate)}"
 
 
-def rows(rate: float, guided: bool, completion_start: int) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Name, method and flags of each row of the table."""
+def rows(rate: float, guided: bool, completion_start: int, model: str = "") -> list[Row]:
+    """All lines of the table. model: the towers of every row, empty for each method's usual ones."""
     truth = "label" if rate == 0 else "label@caption_from"
     counted = ("--options.image-truth", "label", "--options.caption-truth", truth)
-    found = [(name, name, ()) for name in ("clip", "siglip", "gate", "softclip")] + [("fff", "fff", counted)]
-    found += [("softclip, stored features", "softclip", GUIDED)] * guided
+    found = [Row(name, name) for name in ("clip", "siglip", "gate", "softclip")] + [Row("fff", "fff", counted)]
+    found += [Row("softclip, stored features", "softclip", GUIDED)] * guided
     completed = ("--completion.start", str(completion_start))
-    return found + [(name, "nlip", flags + completed * (name != "nlip, harmonization")) for name, flags in NLIP.items()]
+    found += [Row(name, "nlip", flags + completed * (name != "nlip, harmonization")) for name, flags in NLIP.items()]
+    return [replace(row, model=model or row.model) for row in [*found, *NEVER]]
 
 
 def truepair_(*words: str | Path, log: Path | None = None) -> str:
@@ -72,16 +99,47 @@ def truepair_(*words: str | Path, log: Path | None = None) -> str:
         ).stdout
 
 
-def table_of(work: Path, kind: str, rate: float, seed: int, args: argparse.Namespace) -> Path:
+def once(result: Path, *words: str | Path) -> dict[str, Any]:
+    """The JSON object that a truepair command prints, kept in the file `result`: what is done is not done again.
+
+    What it says meanwhile goes to the file of the same name with .log in place of .json.
+    """
+    if not result.exists():
+        printed = truepair_(*words, "--json", "--workers", "0", log=result.parent / f"{result.name[:-5]}.log")
+        partial = result.parent / f".{result.name}.partial"
+        partial.write_text(printed.splitlines()[-1])
+        partial.replace(result)
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def trained(name: str, work: Path, table: Path, *flags: str | Path) -> dict[str, Any]:
+    """The result of training WORK/cells/NAME by the demo's recipe, on the unseen artist; killed, it goes on."""
+    out, emoji = work / "cells" / name, work / "emoji"
+    again = ["--resume"] if (out / "run.toml").exists() else []
+    evaluated: list[str | Path] = ["--eval.zeroshot", emoji / "zeroshot", "--eval.retrieval", emoji / "test"]
+    how: list[str | Path] = ["--config", RECIPE, "--data", table, "--out", out]
+    return once(out.parent / f"{name}.json", "train", *how, *evaluated, *flags, *again)
+
+
+def prepared(work: Path) -> Path:
+    """WORK with the emoji corpus in it."""
+    (work / "cells").mkdir(parents=True, exist_ok=True)
+    if not (work / "emoji" / "zeroshot").exists():
+        truepair_("data", "emoji", "--out", work / "emoji")
+    return work
+
+
+def table_of(work: Path, kind: str, rate: float, seed: int, image_model: str = "", text_model: str = "") -> Path:
     """The pair table of a noise and seed, with feature columns if there are models: images once, texts anew."""
     table = work / "emoji" / "train"
-    if args.image_model:
-        table = embedded(table, work / "seen", args.image_model)
+    if image_model:
+        table = embedded(table, work / "seen", image_model)
     if rate:
         clean, table = table, work / f"noisy-{noise(kind, rate)}-{seed}"
         if not table.exists():
             truepair_("corrupt", clean, "--kind", kind, "--rate", str(rate), "--seed", str(seed), "--out", table)
-    return embedded(table, work / f"{table.name}-read", args.text_model) if args.text_model else table
+    return embedded(table, work / f"{table.name}-read", text_model) if text_model else table
 
 
 def embedded(table: Path, out: Path, model: str) -> Path:
@@ -92,22 +150,33 @@ def embedded(table: Path, out: Path, model: str) -> Path:
     return out
 
 
-def run(cell: Cell, work: Path, table: Path) -> dict[str, object]:
-    result = work / "cells" / f"{cell.name}.json"
-    if not result.exists():
-        out, emoji = work / "cells" / cell.name, work / "emoji"
-        again = ["--resume"] if (out / "run.toml").exists() else []
-        evaluated = ["--eval.zeroshot", emoji / "zeroshot", "--eval.retrieval", emoji / "test"]
-        how = ["--config", RECIPE, "--method", cell.method, "--data", table, "--seed", str(cell.seed), "--out", out]
-        printed = truepair_(
-            "train", *how, *evaluated, "--workers", "0", "--json", *cell.flags, *again, log=out.with_suffix(".log")
-        )
-        result.write_text(printed.splitlines()[-1])
-    found = json.loads(result.read_text())
-    lines = [json.loads(line) for line in (work / "cells" / cell.name / "metrics.jsonl").read_text().splitlines()]
-    detected = [line["auroc"] for line in lines if "auroc" in line]
-    print(f"{cell.name}: top-1 {100 * found['figures']['top1']:.1f}", file=sys.stderr, flush=True)
-    return {"cell": vars(cell), "auroc": detected[-1] if detected else None, "mined": mined(lines)} | found
+def flags_of(row: Row) -> list[str]:
+    """Flags of `truepair train`; towers that are named come with batches half as large, alike in every row."""
+    return ["--method", row.method, *row.flags, *(["--model", row.model, "--batch-size", BATCH] if row.model else [])]
+
+
+def run(cell: Cell, work: Path, table: Path) -> dict[str, Any]:
+    """Train a cell, rerank with it where it can, and gather what it says."""
+    found = trained(cell.name, work, table, "--seed", str(cell.seed), *flags_of(cell.row))
+    out, figures = work / "cells" / cell.name, found["figures"]
+    if cell.row.reranked:
+        how: list[str | Path] = ["--retrieval", work / "emoji" / "test", "--rerank", str(RERANKED)]
+        figures["reranked_r1"] = reranked_r1(once(out.parent / f"{cell.name}.reranked.json", "eval", out, *how))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    print(f"{cell.name}: top-1 {100 * figures['top1']:.1f}", file=sys.stderr, flush=True)
+    detected = {name: last(lines, name) for name in ("auroc", "confidence_auroc")}
+    return {"cell": asdict(cell), "mined": mined(lines)} | detected | found
+
+
+def last(lines: list[dict[str, Any]], name: str) -> float | None:
+    """The last number of a name in metrics.jsonl, None where there is none."""
+    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+
+
+def reranked_r1(printed: dict[str, Any]) -> float:
+    """R@1 text→image in ITM's order, from what `truepair eval --rerank` prints."""
+    found = next(one for one in printed["results"] if one["task"] == "zeroshot_retrieval_reranked")
+    return float(found["metrics"]["image_retrieval_recall@1"])
 
 
 def mined(lines: list[dict[str, float]]) -> dict[str, float]:
@@ -122,8 +191,30 @@ def mined(lines: list[dict[str, float]]) -> dict[str, float]:
 
 
 def shown(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    """Mean and standard deviation in percent, of values in [0, 1]."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}" if values else ""
+
+
+def table_lines(results: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table, a line for each noise and row; columns of the fusion encoder only where a row has one."""
+    figures = FIGURES | {f"reranked {RERANKED}: R@1 t→i": "reranked_r1"}
+    figures = {head: key for head, key in figures.items() if any(key in r["figures"] for r in results)}
+    areas = {"AUROC": "auroc", "AUROC of 1−c": "confidence_auroc"}
+    areas = {head: key for head, key in areas.items() if key == "auroc" or any(r[key] is not None for r in results)}
+    heads = [*figures, *areas, "samples/s"]
+    lines = [f"| method | noise | {' | '.join(heads)} |", f"|---|--:|{'--:|' * len(heads)}"]
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in sorted(results, key=lambda r: r["cell"]["rate"]):
+        rate, kind = r["cell"]["rate"], r["cell"]["kind"]
+        cells.setdefault((f"{rate:.0%}{' ' + kind if rate else ''}", r["cell"]["row"]["name"]), []).append(r)
+    for (noisy, name), mine in cells.items():
+        texts = [shown([r["figures"][key] for r in mine if key in r["figures"]]) for key in figures.values()]
+        known = [[r[key] for r in mine if r[key] is not None] for key in areas.values()]
+        texts += [f"{statistics.mean(found):.3f}" if found else "" for found in known]
+        texts.append(f"{statistics.mean(r['samples_per_s'] for r in mine):.0f}")
+        lines.append(f"| {name} | {noisy} | {' | '.join(texts)} |")
+    return lines
 
 
 def main() -> None:
@@ -132,7 +223,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--kinds", nargs="+", default=["shuffle"], help="of noise; rate 0 is run once")
-    parser.add_argument("--rows", nargs="+", default=[], help="of the table, by name; default: all")
+    parser.add_argument("--rows", nargs="+", default=[], help="of the table, by name; default: all but NEVER's")
+    parser.add_argument("--model", default="", help="towers of every row; default: each method's own")
     parser.add_argument("--completion-start", type=int, default=12, help="of nlip")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.4])
     parser.add_argument(
@@ -140,36 +232,26 @@ def main() -> None:
     )
     parser.add_argument("--text-model", default="", help="the same for texts")
     args = parser.parse_args()
-    work: Path = args.out
-    (work / "cells").mkdir(parents=True, exist_ok=True)
-    if not (work / "emoji" / "zeroshot").exists():
-        truepair_("data", "emoji", "--out", work / "emoji")
     guided = bool(args.image_model and args.text_model)
+    usual = [row.name for row in rows(0, guided, args.completion_start)]
+    if unknown := set(args.rows) - set(usual):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {'; '.join(usual)}")
+    wanted = args.rows or [name for name in usual if name not in {row.name for row in NEVER}]
+
+    work = prepared(args.out)
     noises = list(dict.fromkeys((kind if rate else args.kinds[0], rate) for kind in args.kinds for rate in args.rates))
     grid = list(itertools.product(args.seeds, noises))
-    tables = {(*what, seed): table_of(work, *what, seed, args) for seed, what in grid}
+    tables = {(*what, seed): table_of(work, *what, seed, args.image_model, args.text_model) for seed, what in grid}
     cells = [
-        Cell(*row, *what, seed)
+        Cell(row, *what, seed)
         for seed, what in grid
-        for row in rows(what[1], guided, args.completion_start)
-        if not args.rows or row[0] in args.rows
+        for row in rows(what[1], guided, args.completion_start, args.model)
+        if row.name in wanted
     ]
     with ThreadPoolExecutor(args.jobs) as pool:
         results = list(pool.map(lambda cell: run(cell, work, tables[cell.kind, cell.rate, cell.seed]), cells))
     (work / "results.json").write_text(json.dumps(results, indent=1))
-    print(f"| method | noise | {' | '.join(FIGURES)} | AUROC | samples/s |\n|---|--:|{'--:|' * (len(FIGURES) + 2)}")
-    for kind, rate in noises:
-        for name in dict.fromkeys(cell.row for cell in cells):
-            mine = [
-                r
-                for r, cell in zip(results, cells, strict=True)
-                if (cell.row, cell.kind, cell.rate) == (name, kind, rate)
-            ]
-            figures = [shown([100 * r["figures"][key] for r in mine]) for key in FIGURES.values()]
-            detected = [r["auroc"] for r in mine if r["auroc"] is not None]
-            figures.append(f"{statistics.mean(detected):.3f}" if detected else "")
-            figures.append(f"{statistics.mean(r['samples_per_s'] for r in mine):.0f}")
-            print(f"| {name} | {rate:.0%}{' ' + kind if rate else ''} | {' | '.join(figures)} |")
+    print("\n".join(table_lines(results)))
     for r, cell in zip(results, cells, strict=True):
         if m := r["mined"]:
             precision = m["new_true"] / max(m["new_positives"], 1e-9)

@@ -100,8 +100,8 @@ class RunConfig:
 
     data: str = ""  # pair table (needed)
     out: str = ""  # the run's directory (needed)
-    method: str = "clip"  # clip, siglip, gate, softclip, fff, nlip: docs/methods.md; --method NAME --help shows options
-    model: str = ""  # open_clip model name or local-dir:DIR; empty: truepair-tiny, fit for a CPU
+    method: str = "clip"  # one of docs/methods.md, clip to never; --method NAME --help shows its options
+    model: str = ""  # open_clip model name or local-dir:DIR; empty: the method's tiny one, fit for a CPU
     pretrained: str = ""  # open_clip tag or file of weights to start from
     epochs: int = 32  # passes over the pairs in use
     batch_size: int = 256  # global: of all ranks together

@@ -136,7 +136,7 @@ def _config(method: str, table: Path, corpus: Path, run: Path, seed: int, thread
 def _figures(run: Path) -> dict[str, float]:
     """The demo's figures of a run: the last evaluation in percent, the last noise model's AUROC, the median speed."""
     lines = _metrics(run)
-    fits = [line["auroc"] for line in lines if line["kind"] == "noise"]
+    fits = [line["auroc"] for line in lines if "auroc" in line]
     evaluated = [line for line in lines if line["kind"] == "eval"][-1]
     if not fits:
         raise UserError(f"{run} fitted no noise model; too few epochs in {RECIPE}")

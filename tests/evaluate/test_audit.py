@@ -5,13 +5,20 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from run_matchers import live_matcher, save_run
+from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from truepair.cli import main
 from truepair.errors import UserError
+from truepair.evaluate import features as features_module
+from truepair.evaluate import rerank as rerank_module
 from truepair.evaluate.audit import audit
 from truepair.evaluate.features import image_features
 from truepair.evaluate.noise import noise_detection, score_pairs
 from truepair.models.dual import create
+from truepair.pairs.image import decode_centre
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "black")
 
@@ -99,3 +106,103 @@ def test_a_real_model_audits_and_the_scale_is_its_own(noisy, tmp_path):
     again = score_pairs(tiny, noisy, scale=float(tiny.scale.detach()))
     assert tiny.training and np.isfinite(found.neg_clip_loss[:120]).all()
     np.testing.assert_allclose(found.neg_clip_loss, again.neg_clip_loss, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    return live_matcher()
+
+
+@pytest.fixture
+def described(make_table, square):
+    """60 pairs of up to three captions, some shared, two rows of one image; a broken image, rows without captions."""
+    pairs = [(square(COLOURS[i % 6], i // 6), [COLOURS[(i * i) % 5], *["some thing"] * (i % 2)]) for i in range(60)]
+    pairs[7] = (pairs[7][0], ["", "one of many", "one of many", "a square!"])
+    pairs[8] = (pairs[7][0], ["red"])
+    pairs += [(b"broken", ["red"]), (square("red", 50), []), (square("red", 51), [""])]
+    table = make_table(pairs)
+    table.add_column("is_noise", np.arange(63) % 4 == 0, {})
+    return table
+
+
+def asked_one_by_one(matcher, table, row):
+    """The mean of P(match) over the captions of a row."""
+    image = torch.from_numpy(decode_centre(table.image_bytes(row), 32).copy()).permute(2, 0, 1)[None]
+    said = []
+    for caption in filter(None, table.captions()[row]):
+        text, attended = matcher.read(matcher.towers.tokenize([caption]))
+        said.append(float(matcher.probability(text, attended, matcher.see(image))))
+    return np.mean(said)
+
+
+@pytest.mark.parametrize(("step", "batch_size"), [(256, 256), (3, 7)])
+def test_the_fusion_encoder_is_asked_of_every_caption_of_every_row(
+    matcher, described, tmp_path, monkeypatch, step, batch_size
+):
+    monkeypatch.setattr(rerank_module, "CPU_PAIRS", step)
+    decoded = []
+    monkeypatch.setattr(
+        features_module,
+        "decode_centre",
+        lambda data, *size, **how: decoded.append(data) or decode_centre(data, *size, **how),
+    )
+    result = audit(matcher, described, tmp_path, batch_size=batch_size)
+    wanted = [asked_one_by_one(matcher, described, row) for row in range(60)]
+    assert np.std(wanted) > 0.01
+    np.testing.assert_allclose(result.scores.itm[:60], wanted, atol=1e-5)
+    column = pq.read_table(result.file)["itm"].to_pylist()
+    assert column[60:] == [None] * 3 and column[:60] == result.scores.itm[:60].tolist()
+    assert len(decoded) == len(set(decoded)) == 62  # rows 7 and 8 have one image
+    assert matcher.towers.training and matcher.fusion.training
+    plain = audit(matcher.towers, described, tmp_path / "plain", batch_size=batch_size)
+    np.testing.assert_array_equal(plain.scores.neg_clip_loss, result.scores.neg_clip_loss)
+    assert "itm" not in pq.read_table(plain.file).column_names and "itm" not in plain.to_json()
+
+
+def test_both_scores_are_measured_and_compared(matcher, described, tmp_path):
+    result = audit(matcher, described, tmp_path)
+    scores, truth = result.scores, described.numbers("is_noise")[:60]
+    p_noise, doubt = scores.p_noise[:60], 1 - scores.itm[:60]
+    assert result.itm_figures.auroc == pytest.approx(roc_auc_score(truth, doubt))
+    assert result.itm_figures.n == result.figures.n == result.agreement.n == 60
+    said = result.to_json()["itm"]
+    assert said["figures"]["auroc"] == result.itm_figures.auroc
+    constant = len(set(p_noise)) == 1
+    assert said["rank_correlation"] == pytest.approx(
+        np.nan if constant else spearmanr(p_noise, doubt).statistic, nan_ok=True
+    )
+    assert said["doubted_by_itm_alone"] == ((doubt >= 0.5) & (p_noise < 0.5)).sum()
+    assert sum(said[f"doubted_by_{who}"] for who in ("both", "p_noise_alone", "itm_alone", "neither")) == 60
+
+
+def test_noise_detection_has_the_fusion_encoders_figures_beside_the_others(matcher, described):
+    found = noise_detection(matcher, described)
+    metrics = found.to_json()["metrics"]
+    plain = noise_detection(matcher.towers, described).to_json()["metrics"]
+    assert metrics == plain | {f"itm_{name}": metrics[f"itm_{name}"] for name in plain}
+    itm = score_pairs(matcher, described).itm[:60]
+    assert metrics["itm_auroc"] == pytest.approx(roc_auc_score(described.numbers("is_noise")[:60], -itm))
+
+
+def test_a_fusion_encoder_that_diverged_is_one_clear_line(described):
+    broken = live_matcher()
+    torch.nn.init.constant_(broken.fusion.itm.bias, torch.nan)
+    with pytest.raises(UserError, match=r"the fusion encoder of .* not finite"):
+        score_pairs(broken, described)
+
+
+def test_the_commands_ask_the_fusion_encoder_of_a_run_that_has_one(matcher, described, tmp_path, capsys):
+    run = str(save_run(tmp_path / "run", matcher.towers, matcher.fusion))
+    quick = ["--workers", "0", "--device", "cpu", "--json"]
+
+    def said(*argv):
+        with pytest.raises(SystemExit) as ended:
+            main([*argv, *quick])
+        assert ended.value.code == 0
+        out, err = capsys.readouterr()
+        return json.loads(out.splitlines()[-1]), err
+
+    audited, printed = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "audit"))
+    assert audited["itm"]["figures"]["n"] == 60 and "1 - itm" in printed and "  itm 0." in printed
+    figures = said("eval", run, "--noise", str(described.path))[0]["results"][0]["metrics"]
+    assert figures["itm_auroc"] == pytest.approx(audited["itm"]["figures"]["auroc"])

@@ -6,6 +6,7 @@ makes of their losses and gradients, the mean over ranks, must be what one proce
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from truepair.losses.distributed import rank, total, world_size
 from truepair.losses.walk import TILE
 from truepair.methods import METHODS
 from truepair.methods.base import Features, Pairs
+from truepair.models.queue import Queue
 
 BATCH, CAPTIONS, WIDTH = 12, 2, 6
 TILES = (5, 7)  # rows and columns of a tile: uneven in every number of ranks
@@ -109,10 +111,42 @@ def of_method(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
         twin = {"r": image.detach(), "t": text[::CAPTIONS].detach()} if name == "softclip" else {}
         twin |= {"x": image.detach(), "t": text.detach()} if name == "fff" else {}
         twin |= {"nll": (text * text.cumsum(dim=1)).sum(dim=1)} if name == "nlip" else {}  # of something
-        result = kind(kind.Options()).loss(Features(image, text, twin), scale, bias, pairs)
+        method = kind(kind.Options())
+        if name.startswith("never"):
+            return of_never(method, image, text[::CAPTIONS], scale, pairs)
+        result = method.loss(Features(image, text, twin), scale, bias, pairs)
         return result.per_pair, result.total
 
     return loss
+
+
+def of_never(method: Any, f: Tensor, g: Tensor, scale: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """NEVER with the split of all ranks, hard negatives of all ranks, and a queue that a first step fills."""
+    method = type(method)(replace(method.options, selection="global", queue=BATCH + 3, queue_apart=True))
+    method.queue = Queue(method.options.queue, WIDTH).double()
+    seeds = mine(torch.arange(BATCH) * 7919)
+    pairs = replace(pairs, rows=seeds, captions=pairs.captions[::CAPTIONS], images=seeds, seeds=seeds)
+    parts = {"f_l": torch.stack([f, -f.roll(1, dims=1)], dim=1).detach(), "g_l": g[:, None].detach()}
+    features = Features(f, g, {"f_m": f.detach().roll(1, dims=1), "g_m": g.detach().flip(1), **parts})
+    if method.options.fuses:
+        features.extra |= {"cells": f[:, None], "hidden": g[:, None], "attended": g > -1}
+        features.extra |= {"mlm": f.sum(dim=1), "mlm_taught": g.sum(dim=1), "gaps": seeds % 3, "hits": seeds % 2}
+        method.fusion = Halves()
+    for _ in range(2):
+        fused = method.fuse(features, scale.detach(), pairs)
+        result = method.loss(Features(f, g, features.extra | fused), scale, None, pairs)
+    assert result.noisy is not None and 0 < total(result.noisy.sum()) <= BATCH // 2
+    return torch.where(result.noisy, -result.per_pair, result.per_pair), result.total
+
+
+class Halves(torch.nn.Module):
+    """In place of a fusion encoder: the sum of image and text, its halves being the logits."""
+
+    def forward(self, text: Tensor, attended: Tensor, image: Tensor) -> Tensor:
+        return text + image
+
+    def match(self, fused: Tensor) -> Tensor:
+        return fused[:, 0].unflatten(1, (2, -1)).sum(dim=2)
 
 
 LOSSES = {

@@ -14,10 +14,12 @@ from torch.nn.functional import normalize
 
 from truepair.losses import (
     BinaryCrossEntropy,
+    Columns,
     Complement,
     CrossEntropy,
     Dense,
     Groups,
+    LogPartition,
     Objective,
     Own,
     Pooled,
@@ -185,6 +187,14 @@ FORMULAS: dict[str, Formula] = {
     "complement, sharpened": (
         lambda c: Complement(Sharpened(Softened(c.similarity, c.share))),
         lambda c, s: reference.complement(s, reference.sharpened(c.guide, c.own, c.share[:, None])),
+    ),
+    "normaliser, weights": (
+        lambda c: LogPartition(Dense(c.weight)),
+        lambda c, s: (s + c.weight.log()).logsumexp(dim=1),
+    ),
+    "normaliser of the others, weights of columns": (
+        lambda c: LogPartition(Columns(c.weight.amax(dim=0)), others=True),
+        lambda c, s: out_of(s + c.weight.amax(dim=0).log(), c.own).logsumexp(dim=1),
     ),
     "sigmoid, own pairs": (
         lambda c: BinaryCrossEntropy(),

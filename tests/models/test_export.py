@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from truepair.models import DEFAULT, create, save_local_dir
+from truepair.models import DEFAULT, DualEncoder, create, save_local_dir
+from truepair.models.masked_text import mask_token, reads_both_ways, reserve_mask
 from truepair.pairs.image import decode_centre
 
-NAMES = ["truepair-test", DEFAULT]
+FUSED = "truepair-fusion-test"
+NAMES = ["truepair-test", DEFAULT, FUSED]
 TEXTS = ["a red circle", "two small red squares above a large green ring", ""]
 
 ALONE = """
@@ -37,9 +39,17 @@ assert not [module for module in sys.modules if module.startswith("truepair")]
 """
 
 
+def made(name: str, **initial: float) -> DualEncoder:
+    """The model as a method trains it: NEVER's has a mask token, one row more than the tokenizer has words."""
+    model = create(name, **initial)
+    if name == FUSED:
+        reserve_mask(model)
+    return model
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both small models, moved off their first state and saved; and what open_clip alone makes of images and texts."""
+    """The small models, moved off their first state and saved; and what open_clip alone makes of images and texts."""
     folder = tmp_path_factory.mktemp("export")
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate([(40, 60), (48, 48), (90, 33)]):
@@ -47,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "texts").write_text("\n".join(TEXTS))
     for name in NAMES:
         torch.manual_seed(1)
-        model = create(name, init_scale=np.log(10), init_bias=-10).train()
+        model = made(name, init_scale=np.log(10), init_bias=-10).train()
         with torch.no_grad():
             size = model.image_size
             model.encode_image(
@@ -66,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_open_clip_alone_gives_the_same_embeddings(folder: Path, name: str) -> None:
-    model = create(name, init_bias=0).eval()
+    model = made(name, init_bias=0).eval()
     model.load_state_dict(torch.load(folder / f"{name}.pt"))
     alone = load_file(folder / f"{name}.safetensors")
     images = [decode_centre(path.read_bytes(), model.image_size) for path in sorted(folder.glob("*.png"))]
@@ -84,3 +94,11 @@ def test_an_export_is_open_clips_two_files_and_nothing_else(folder: Path, name: 
         "open_clip_config.json",
         "open_clip_model.safetensors",
     ]
+
+
+def test_an_exported_model_with_a_mask_token_still_has_it(folder: Path) -> None:
+    opened = create(f"local-dir:{folder / FUSED}")
+    assert mask_token(opened) == 49408 and reads_both_ways(opened)
+    grown = made(FUSED, init_bias=0)
+    grown.load_state_dict(torch.load(folder / f"{FUSED}.pt"))
+    assert torch.equal(opened.clip.text.token_embedding.weight, grown.clip.text.token_embedding.weight)

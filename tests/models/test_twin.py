@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from truepair.errors import UserError
 from truepair.models import DualEncoder, Twin, create, image_tokens, text_tokens
+from truepair.models.tokens import encode_image_with_tokens, encode_text_with_tokens
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 NORMED = "truepair-tiny"  # its image tower has batch norms
@@ -191,3 +192,52 @@ def test_it_moves_with_the_module_it_is_in() -> None:
 def test_a_momentum_that_makes_no_sense_is_refused(momentum: float) -> None:
     with pytest.raises(UserError, match=f"momentum is {momentum}; it must be at least 0 and less than 1"):
         Twin(student(), momentum)
+
+
+def heads() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+
+def test_heads_follow_with_the_towers_by_the_same_average() -> None:
+    model, mine = student(), heads()
+    twin = Twin(model, 0.9, ramp=False, heads=mine)
+    weight, scale = mine[0].weight.detach().double(), model.clip.logit_scale.detach().double()
+    assert twin.heads is not None and not any(p.requires_grad for p in twin.heads.parameters())
+    for t in range(3):
+        moved(model, t)
+        with torch.no_grad():
+            mine[0].weight.mul_(1.5)
+            mine[1].running_mean.add_(1)
+        twin.follow(model, mine)
+        weight = 0.9 * weight + 0.1 * mine[0].weight.detach().double()
+        scale = 0.9 * scale + 0.1 * model.clip.logit_scale.detach().double()
+    torch.testing.assert_close(twin.heads[0].weight.double(), weight, **CLOSE)
+    torch.testing.assert_close(twin.towers.clip.logit_scale.double(), scale, **CLOSE)
+    assert torch.equal(twin.heads[1].running_mean, mine[1].running_mean)
+    assert mine[0].weight.requires_grad, "the student's stay trained"
+    loaded = Twin(model, 0.9, ramp=False, heads=heads())
+    loaded.load_state_dict(twin.state_dict())
+    assert torch.equal(loaded.heads[0].weight, twin.heads[0].weight)
+
+
+def test_heads_that_are_forgotten_or_unknown_are_a_mistake() -> None:
+    model, mine = student(), heads()
+    for twin, theirs in ((Twin(model, heads=mine), None), (Twin(model), mine)):
+        with pytest.raises(ValueError, match="follows heads if it was built with some"):
+            twin.follow(model, theirs)
+        assert twin.steps == 0
+
+
+def test_a_twin_without_heads_is_saved_as_ever() -> None:
+    assert {name.split(".")[0] for name in Twin(student()).state_dict()} == {"towers", "_extra_state"}
+
+
+def test_it_gives_features_and_tokens_in_one_pass_without_graph() -> None:
+    model = student().eval()
+    twin = Twin(model)
+    found = *twin.encode_image_with_tokens(images()), *twin.encode_text_with_tokens(TOKENS)
+    wanted = *encode_image_with_tokens(model, images()), *encode_text_with_tokens(model, TOKENS)
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), **CLOSE)
+        assert not mine.requires_grad

@@ -20,6 +20,7 @@ from truepair.pairs.table import PAIRS, SCHEMA, PairTable
 
 PAIRS_OF_A_RUN = 60
 MISMATCHED = np.arange(PAIRS_OF_A_RUN) % 3 == 0
+SILENT = 7
 
 
 def square(side: int, shade: int) -> bytes:
@@ -67,9 +68,14 @@ def table(tmp_path: Path) -> PairTable:
 
 @pytest.fixture
 def make_run(tmp_path: Path, table: PairTable) -> Callable[..., Path]:
-    """Writes a run directory over `table`: 40 steps in 4 epochs, with or without noise fits and evaluations."""
+    """Writes a run directory over `table`: 40 steps in 4 epochs, with or without noise fits and evaluations.
 
-    def make(name: str = "run", method: str = "clip", *, noise: bool = True, evals: int = 1) -> Path:
+    opinion: the method judges the pairs itself, from the first epoch on; pair 7 it never says anything of.
+    """
+
+    def make(
+        name: str = "run", method: str = "clip", *, noise: bool = True, evals: int = 1, opinion: bool = False
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         config = RunConfig(data=str(table.path), out=str(folder), method=method, epochs=4, batch_size=16)
@@ -81,12 +87,24 @@ def make_run(tmp_path: Path, table: PairTable) -> Callable[..., Path]:
         for step in range(1, 41):
             figures = {"loss": 3 - step / 40, "lr": 1e-3, "scale": 14 + step / 40, "samples_per_s": 1000.0 + step}
             lines.append({"kind": "train", "step": step, "epoch": step / 10, **figures})
-        if noise:
-            figures = {"mixture": mixture.to_dict(), "mean_p_noise": 0.33, "auroc": 0.97, "ece": 0.02}
-            lines.append({"kind": "noise", "step": 40, "epoch": 4, **figures})
-            p_noise = mixture.posterior(losses)
-            rows = np.arange(PAIRS_OF_A_RUN)
-            write_parquet(folder / "columns" / "epoch-0004.parquet", {"row": rows, "loss": losses, "p_noise": p_noise})
+        known: dict[str, Any] = {"row": np.arange(PAIRS_OF_A_RUN), "loss": losses, "p_noise": losses * 0}
+        if opinion:
+            confidence = np.where(MISMATCHED, random.beta(1, 4, PAIRS_OF_A_RUN), random.beta(5, 1, PAIRS_OF_A_RUN))
+            confidence[SILENT] = np.nan
+            called = confidence < 0.3
+            known |= {"confidence": confidence, "noisy": called}
+            known["times_noisy"] = (called * random.integers(1, 9, PAIRS_OF_A_RUN)).astype(np.int32)
+        for epoch in range(1, 5):
+            line: dict[str, Any] = {"kind": "noise", "step": 10 * epoch, "epoch": epoch}
+            if noise and epoch == 4:
+                known["p_noise"] = mixture.posterior(losses)
+                line |= {"mixture": mixture.to_dict(), "mean_p_noise": 0.33, "auroc": 0.97, "ece": 0.02}
+            if opinion:
+                line |= {"noisy_share": epoch / 16, "confidence_auroc": 0.7 + epoch / 20}
+                line |= {"noisy_precision": 0.9, "noisy_recall": None if epoch < 2 else 0.2 * epoch}
+            if len(line) > 3:
+                lines.append(line)
+                write_parquet(folder / "columns" / f"epoch-{epoch:04d}.parquet", known)
         for number in range(evals):
             figures = {"top1": 0.241 + number / 100, "top5": 0.5, "image_to_text_r1": 0.125}
             lines.append({"kind": "eval", "step": 40, "epoch": 4 - evals + 1 + number, **figures})

@@ -63,6 +63,29 @@ def test_histogram_shows_the_fit_only_if_it_is_sound() -> None:
     assert "var(--matched)" not in degenerate and "½" not in degenerate and "NaN" not in degenerate
 
 
+@pytest.mark.parametrize("truth", [None, np.arange(300) % 3 == 0])
+@pytest.mark.parametrize("most", [1, 40, 41, 5000])
+def test_however_often_pairs_were_called_noisy_the_bars_are_few_and_hold_them_all(most: int, truth: np.ndarray) -> None:
+    times = np.arange(300) * most // 299
+    chart = charts.times_histogram(times, truth, "times")
+    ET.fromstring(chart)
+    assert ("var(--mismatched)" in chart) == (truth is not None) and "NaN" not in chart
+    edges = charts.bar_edges(most)
+    assert len(edges) - 1 <= charts.MOST_BARS and len(set(np.diff(edges).tolist())) == 1
+    assert np.histogram(times, edges)[0].sum() == (times > 0).sum()
+
+
+def test_fields_of_agreement_show_their_counts_and_colour_what_is_known() -> None:
+    counts = np.array([[1200, 30], [0, 4]])
+    known = charts.agreement(counts, np.array([[0.1, 0.5], [0.0, 1.0]]), "known")
+    root = ET.fromstring(known)
+    text = " ".join("".join(root.itertext()).split())
+    assert all(word in text for word in ("1,200", "30", "10 % really mismatched", "100 % really mismatched", "–"))
+    assert "var(--mismatched)" in known
+    plain = charts.agreement(counts, None, "plain")
+    assert "97 % of all pairs" in plain and "var(--mismatched)" not in plain
+
+
 def test_drawing_leaves_the_users_matplotlib_settings_alone_and_heeds_none() -> None:
     diagram = reliability(np.array([0.1, 0.9, 0.8]), np.array([False, True, False]))
     plain = charts.reliability_diagram(diagram, "x")

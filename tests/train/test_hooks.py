@@ -97,7 +97,7 @@ def test_a_name_that_embed_and_observe_both_use_is_refused(parts: int) -> None:
         def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
             return {"guess": inputs.images}
 
-    with pytest.raises(ValueError, match="observe and embed both return guess"):
+    with pytest.raises(ValueError, match="two of embed, observe and fuse return guess"):
         forward_backward(bound(Torn(TwinnedOptions())), *batch(), micro_batches=parts, precision=nullcontext())
 
 

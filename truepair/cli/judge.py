@@ -15,6 +15,8 @@ from truepair.errors import UserError
 class Audit:
     """Score every pair of a table with a model: how well it matches, how probably it is noise. Worst pairs first.
 
+    A RUN with a fusion encoder (--method never) is also asked how probably each caption describes its image (itm).
+
     Examples:
       truepair audit table --model run --out audit
       truepair audit table --model open_clip:ViT-B-32:openai --worst 50 --out audit
@@ -39,6 +41,7 @@ class Eval:
     Examples:
       truepair eval run --zeroshot imagenet/val --retrieval coco-table
       truepair eval open_clip:ViT-B-32:openai --noise noisy --json
+      truepair eval run --retrieval coco-table --rerank 128
       truepair eval run --captioning coco-table --captions-out captions.json
       truepair eval hf:Salesforce/blip2-opt-2.7b --captioning coco-table --clipscore open_clip:ViT-B-32:openai
       truepair eval --captioning captioned --candidates synthetic --references caption
@@ -48,6 +51,7 @@ class Eval:
     model: tyro.conf.Positional[str] = ""  # RUN, open_clip:NAME[:TAG], local-dir:DIR; of captions also hf:NAME, or none
     zeroshot: tuple[Path, ...] = ()  # image folders or CLIP_benchmark datasets
     retrieval: tuple[Path, ...] = ()  # pair tables
+    rerank: int | None = None  # so many of the nearest are put in order by the run's fusion encoder, beside the plain
     noise: tuple[Path, ...] = ()  # pair tables with a truth column is_noise
     captioning: tuple[Path, ...] = ()  # pair tables; with --candidates also Karpathy's or COCO's JSON
     candidates: str = ""  # a column, or COCO's result JSON: score these captions; else MODEL writes some
@@ -76,9 +80,10 @@ def audit(args: Audit) -> dict[str, Any]:
     table = PairTable.open(args.table)
     if args.to is not None and args.to.exists():
         raise UserError(f"{args.to} exists already; choose another --to")
+    model: Any = found_matcher(args.model, args.device) or loaded_model(args.model, args.device)
     with counting("scoring", len(table)) as advance:
         result = audit(
-            loaded_model(args.model, args.device),
+            model,
             table,
             args.out,
             batch_size=checked_batch_size(args.batch_size),
@@ -90,11 +95,22 @@ def audit(args: Audit) -> dict[str, Any]:
         console.print(f"no noise model: {result.scores.mixture.degenerate}; p_noise is 0", style="yellow")
     if result.figures:
         console.print(f"against is_noise: AUROC {result.figures.auroc:.3f}, AP {result.figures.average_precision:.3f}")
+    if result.itm_figures:
+        figures = result.itm_figures
+        console.print(f"  of 1 - itm: AUROC {figures.auroc:.3f}, AP {figures.average_precision:.3f}")
+    if result.agreement:
+        agreed = result.agreement
+        console.print(
+            f"p_noise and 1 - itm: rank correlation {agreed.rank_correlation:+.3f}; doubted (at least 1/2) by both "
+            f"{agreed.both:,}, by p_noise alone {agreed.first:,}, by itm alone {agreed.second:,}, "
+            f"by neither {agreed.neither:,}"
+        )
     captions = table.captions()
     for row in result.worst(args.worst):
         texts = " | ".join(captions[row])
         p_noise, cosine = result.scores.p_noise[row], result.scores.cosine[row]
-        console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}  row {row}  {texts[:90]!r}")
+        itm = "" if result.scores.itm is None else f"  itm {result.scores.itm[row]:.2f}"
+        console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}{itm}  row {row}  {texts[:90]!r}")
     for reason, count in result.skipped.items():
         console.print(f"  not scored {count:,}: {reason}")
     console.print(f"all rows: {result.file}")
@@ -114,15 +130,34 @@ def evaluate(args: Eval) -> dict[str, Any]:
         raise UserError("say what to evaluate on: --zeroshot DIR, --retrieval TABLE, --noise TABLE, --captioning TABLE")
     if seen and not args.model:
         raise UserError("say which MODEL to evaluate: RUN, open_clip:NAME[:TAG] or local-dir:DIR")
-    model: Any = loaded_model(args.model, args.device) if seen else None
+    if args.rerank is not None and not args.retrieval:
+        raise UserError("--rerank K puts what --retrieval finds in another order; give --retrieval TABLE too")
+    if args.rerank is not None and args.rerank < 1:
+        raise UserError(f"--rerank {args.rerank} makes no sense; re-rank at least 1")
+    matcher = found_matcher(args.model, args.device) if args.noise or args.rerank else None
+    if args.rerank and matcher is None:
+        raise UserError(
+            f"--rerank needs a fusion encoder with ITM, {args.model} has none; train one: truepair train --method never"
+        )
+    model: Any = matcher.towers if matcher else loaded_model(args.model, args.device) if seen else None
     how: dict[str, Any] = {"batch_size": checked_batch_size(args.batch_size), "workers": checked_workers(args.workers)}
     results = [zero_shot(model, ImageClasses.open(path), **how).to_json() for path in args.zeroshot]
-    results += [retrieval(model, PairTable.open(path), **how).to_json() for path in args.retrieval]
-    results += [noise_detection(model, PairTable.open(path), **how).to_json() for path in args.noise]
+    for path in args.retrieval:
+        plain = retrieval(matcher or model, PairTable.open(path), candidates=args.rerank or 0, counting=counting, **how)
+        results += [result.to_json() for result in (plain, plain.reranked) if result]
+    results += [noise_detection(matcher or model, PairTable.open(path), **how).to_json() for path in args.noise]
     for result in results:
         named = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
         console.print(f"{result['task']} on {result['dataset']}: {named}")
     return {"results": results + (captions_judged(args, how) if args.captioning else [])}
+
+
+def found_matcher(name: str, device: str) -> Any:
+    """The model with its fusion encoder, None if it has none."""
+    from truepair.models.matcher import find_matcher
+    from truepair.train.devices import device_of
+
+    return find_matcher(name, device=device_of(device))
 
 
 def captions_judged(args: Eval, how: dict[str, Any]) -> list[dict[str, Any]]:

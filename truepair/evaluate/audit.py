@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from truepair.evaluate.features import Encoder, Progress, reasons
-from truepair.evaluate.noise import PairScores, detection_figures, score_pairs
+from truepair.evaluate.agreement import Agreement, agreement
+from truepair.evaluate.features import Encoder, Progress, reasons, towers_of
+from truepair.evaluate.noise import PairScores, detection_figures, itm_figures, score_pairs
+from truepair.models.matcher import Matcher
 from truepair.noise import DetectionFigures
 from truepair.noise.scores import NEGATIVES
 from truepair.noise.tables import TRUTH
@@ -26,6 +28,7 @@ class AuditResult:
     scores: of every row. file: the audit.parquet that holds them.
     n: rows that could be scored. expected_noise: the sum of their p_noise.
     figures: against the table's column is_noise; None if it has none. skipped: reason -> number of rows not scored.
+    itm_figures: those of 1 - itm. agreement: of p_noise ("first") and 1 - itm ("second"). None without fusion encoder.
     """
 
     scores: PairScores
@@ -36,6 +39,8 @@ class AuditResult:
     dataset: str
     model: str
     skipped: dict[str, int]
+    itm_figures: DetectionFigures | None = None
+    agreement: Agreement | None = None
 
     def worst(self, count: int) -> list[int]:
         """Rows of the `count` worst matching pairs, the worst first; rows without a score are not among them."""
@@ -44,6 +49,7 @@ class AuditResult:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, the fitted mixture and the figures, ready for `json.dumps`."""
+        judged = {} if self.agreement is None else {"itm": self._itm_json(self.agreement)}
         return {
             "dataset": self.dataset,
             "model": self.model,
@@ -54,11 +60,22 @@ class AuditResult:
             "mixture": self.scores.mixture.to_dict(),
             "figures": None if self.figures is None else asdict(self.figures),
             "skipped": self.skipped,
+            **judged,
+        }
+
+    def _itm_json(self, agreed: Agreement) -> dict[str, Any]:
+        return {
+            "figures": None if self.itm_figures is None else asdict(self.itm_figures),
+            "rank_correlation": agreed.rank_correlation,
+            "doubted_by_both": agreed.both,
+            "doubted_by_p_noise_alone": agreed.first,
+            "doubted_by_itm_alone": agreed.second,
+            "doubted_by_neither": agreed.neither,
         }
 
 
 def audit(
-    model: Encoder,
+    model: Encoder | Matcher,
     table: PairTable,
     out: str | Path,
     *,
@@ -71,8 +88,9 @@ def audit(
 ) -> AuditResult:
     """Score every row of `table` (see `score_pairs`) and write `out`/audit.parquet, whole or not at all.
 
-    Columns: row, key, cosine, neg_clip_loss, p_noise (null where `problem` names why the row has none), problem,
-    caption (the list in force), and is_noise if the table has it. The table itself is not changed.
+    Columns: row, key, cosine, neg_clip_loss, p_noise (null where `problem` names why the row has none), itm (likewise,
+    if the model is a `Matcher`), problem, caption (the list in force), and is_noise if the table has it. The table
+    itself is not changed.
     """
     scores = score_pairs(
         model,
@@ -95,6 +113,7 @@ def audit(
         "cosine": pa.array(scores.cosine, mask=~seen),
         "neg_clip_loss": pa.array(scores.neg_clip_loss, mask=~seen),
         "p_noise": pa.array(scores.p_noise, mask=~seen),
+        **({} if scores.itm is None else {"itm": pa.array(scores.itm, mask=~seen)}),
         "problem": problem,
         "caption": _stored(table, table.caption_column),
     }
@@ -107,8 +126,10 @@ def audit(
         expected_noise=float(scores.p_noise[seen].sum(dtype=np.float64)),
         figures=None if truth is None else detection_figures(scores, truth),
         dataset=table.path.name,
-        model=model.name,
+        model=towers_of(model).name,
         skipped=reasons(scores.skipped),
+        itm_figures=None if truth is None else itm_figures(scores, truth),
+        agreement=None if scores.itm is None else agreement(scores.p_noise, 1 - scores.itm),
     )
 
 

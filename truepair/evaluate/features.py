@@ -13,11 +13,13 @@ from torch import Tensor
 
 from truepair.errors import UserError
 from truepair.models.encoders import evaluating
+from truepair.models.matcher import Matcher
 from truepair.pairs.image import ImageError, decode_centre
 from truepair.pairs.workers import items
 
 Read = Callable[[int], bytes]
 Progress = Callable[[int], None]  # called with the number of items just done
+See = Callable[[list[int], Tensor], Tensor]  # numbers of b images, (b, 3, S, S) uint8 on the device -> (b, D) float32
 Skipped = tuple[int, str]  # row, reason
 
 
@@ -39,6 +41,11 @@ class Encoder(Protocol):
     def encode_image(self, images: Tensor) -> Tensor: ...  # (B, 3, S, S) uint8 -> (B, D) float32, unit rows
 
     def encode_text(self, tokens: Tensor) -> Tensor: ...  # (B, L) -> (B, D) float32, unit rows
+
+
+def towers_of(model: Encoder | Matcher) -> Encoder:
+    """The dual encoder itself."""
+    return model.towers if isinstance(model, Matcher) else model
 
 
 @dataclass(frozen=True)
@@ -101,12 +108,20 @@ def _room(n: int, dim: int) -> Tensor:
 
 
 def image_features(
-    model: Encoder, read: Read, n: int, *, batch_size: int = 256, workers: int = 0, progress: Progress | None = None
+    model: Encoder,
+    read: Read,
+    n: int,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Progress | None = None,
+    see: See | None = None,
 ) -> ImageFeatures:
     """Encode images 0..n-1, whose file bytes `read` gives; resized and cut as open_clip validates.
 
     Images that cannot be read or decoded are left out and named in `skipped`. `workers` processes decode with one
-    thread each; 0 decodes in this one. Raises UserError if no image is left.
+    thread each; 0 decodes in this one. `see` stands for `model.encode_image`, for whoever wants more of the pixels; it
+    is called in the order of the result's rows. Raises UserError if no image is left.
     """
     decoder = _Decoder(read, n, model.image_size, model.squash, batch_size)
     made = items(decoder, range(len(decoder)), workers=workers, pin=model.device.type == "cuda")
@@ -118,7 +133,7 @@ def image_features(
             skipped += batch.skipped
             if batch.rows:
                 pixels = batch.pixels.to(model.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
-                encoded = model.encode_image(pixels).float().cpu()
+                encoded = (model.encode_image(pixels) if see is None else see(batch.rows, pixels)).float().cpu()
                 features = _room(n, encoded.shape[1]) if features is None else features
                 features[len(rows) : len(rows) + len(encoded)] = encoded
                 rows += batch.rows

@@ -1,6 +1,5 @@
 """Scores every pair of a table with a model, makes noise probabilities of it, and measures them against the truth."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from truepair.errors import UserError
-from truepair.evaluate.features import Encoder, Progress, Skipped, reasons
-from truepair.evaluate.pairs import PairFeatures, encode_pairs
+from truepair.evaluate.features import Encoder, Progress, Skipped, reasons, towers_of
+from truepair.evaluate.matched import OwnPairs
+from truepair.evaluate.pairs import PairFeatures, encode_pairing, pairing
 from truepair.evaluate.result import benchmark_json
+from truepair.models.matcher import Matcher
 from truepair.noise import DetectionFigures, Mixture, detection, fit_losses
 from truepair.noise.scores import NEGATIVES, cosine, neg_clip_loss
 from truepair.noise.tables import TRUTH
@@ -29,6 +30,8 @@ class PairScores:
     cosine, neg_clip_loss: (n,) float32, higher matches better. p_noise: (n,) float32 in [0, 1], from `mixture`.
     mixture: fitted to -neg_clip_loss; if `mixture.degenerate` is not "", p_noise is 0 and says nothing.
     skipped: (row, reason) of the rows without scores.
+    itm: (n,) float32 in [0, 1], probability of a match by the model's fusion encoder, the mean over the row's captions;
+        None if it has none.
     """
 
     cosine: Floats
@@ -36,6 +39,7 @@ class PairScores:
     p_noise: Floats
     mixture: Mixture
     skipped: list[Skipped]
+    itm: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class NoiseResult:
     figures: of the n scored pairs; the three ranking figures are those of neg_clip_loss, the calibration error is that
         of p_noise.
     degenerate: why the mixture means nothing, "" if it is sound.
+    itm: the figures of 1 - itm on the same pairs, None without a fusion encoder.
     """
 
     figures: DetectionFigures
@@ -52,17 +57,18 @@ class NoiseResult:
     dataset: str
     model: str
     skipped: dict[str, int]
+    itm: DetectionFigures | None = None
 
     def to_json(self, pretrained: str = "") -> dict[str, Any]:
         """The result in CLIP_benchmark's fields, under a task name of our own: "noise_detection"."""
-        metrics: Mapping[str, float] = {
-            name: value for name, value in asdict(self.figures).items() if name not in ("n", "rate")
-        }
+        metrics = _metrics(self.figures)
+        if self.itm is not None:
+            metrics |= {f"itm_{name}": value for name, value in _metrics(self.itm).items()}
         return benchmark_json(self.dataset, self.model, pretrained, "noise_detection", metrics)
 
 
 def score_pairs(
-    model: Encoder,
+    model: Encoder | Matcher,
     table: PairTable,
     *,
     scale: float | None = None,
@@ -74,11 +80,16 @@ def score_pairs(
 ) -> PairScores:
     """Score every row of `table` by its image and the mean of its captions' features, as one sentence would be.
 
+    A `Matcher` has its fusion encoder asked too, caption by caption, in the same pass over the images.
     `scale`: inverse temperature of neg_clip_loss, by default the model's own. `negatives`, `seed`: the sample of pairs
     that each is compared with.
     Raises UserError if no row can be scored, or the model has diverged.
     """
-    features = encode_pairs(model, table, batch_size=batch_size, workers=workers, progress=progress)
+    paired = pairing(table)
+    own = OwnPairs(model, paired) if isinstance(model, Matcher) else None
+    model = towers_of(model)
+    see = None if own is None else own.see
+    features = encode_pairing(model, table, paired, batch_size=batch_size, workers=workers, progress=progress, see=see)
     scored, text = _mean_captions(features)
     if not len(scored):
         raise UserError(f"no pair of {table.path} could be scored: {reasons(features.skipped)}")
@@ -93,11 +104,12 @@ def score_pairs(
     scores = _column(len(table), scored, neg_clip_loss(image, text, scale, negatives=negatives, seed=seed))
     mixture = fit_losses(-scores)
     p_noise = np.where(np.isnan(scores), np.nan, mixture.posterior(-scores)).astype(np.float32)
-    return PairScores(_column(len(table), scored, cosines), scores, p_noise, mixture, features.skipped)
+    itm = None if own is None else own.of_rows()
+    return PairScores(_column(len(table), scored, cosines), scores, p_noise, mixture, features.skipped, itm)
 
 
 def noise_detection(
-    model: Encoder,
+    model: Encoder | Matcher,
     table: PairTable,
     *,
     truth: str = TRUTH,
@@ -117,8 +129,9 @@ def noise_detection(
         figures=detection_figures(scores, is_noise),
         degenerate=scores.mixture.degenerate,
         dataset=table.path.name,
-        model=model.name,
+        model=towers_of(model).name,
         skipped=reasons(scores.skipped),
+        itm=itm_figures(scores, is_noise),
     )
 
 
@@ -127,6 +140,18 @@ def detection_figures(scores: PairScores, is_noise: npt.NDArray[Any]) -> Detecti
     seen = ~np.isnan(scores.neg_clip_loss)
     ranking = detection(-scores.neg_clip_loss[seen], is_noise[seen])
     return replace(ranking, ece=detection(scores.p_noise[seen], is_noise[seen]).ece)
+
+
+def itm_figures(scores: PairScores, is_noise: npt.NDArray[Any]) -> DetectionFigures | None:
+    """Figures of 1 - itm over the scored rows; None without a fusion encoder."""
+    if scores.itm is None:
+        return None
+    seen = ~np.isnan(scores.itm)
+    return detection(1 - scores.itm[seen].astype(np.float64), is_noise[seen])
+
+
+def _metrics(figures: DetectionFigures) -> dict[str, float]:
+    return {name: value for name, value in asdict(figures).items() if name not in ("n", "rate")}
 
 
 def _mean_captions(features: PairFeatures) -> tuple[npt.NDArray[np.int64], Tensor]:

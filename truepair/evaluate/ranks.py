@@ -59,7 +59,7 @@ def probability_of_hit(
         part = slice(start, start + height)
         counts = _count(queries[part], keys, _rows(right, start, height), width)
         above[part], tied[part], tied_right[part] = (count.cpu() for count in counts)
-    return _hits(above, tied, tied_right, ks)
+    return hits(above, tied, tied_right, ks)
 
 
 def _rows(right: Positives, start: int, count: int) -> Positives:
@@ -90,8 +90,12 @@ def _count(queries: Tensor, keys: Tensor, right: Positives, width: int) -> tuple
     return above, len(keys) - below - above, tied_right
 
 
-def _hits(above: Tensor, tied: Tensor, tied_right: Tensor, ks: Sequence[int]) -> Tensor:
-    """Rank by rank: what is the chance that no right key has come up yet? `tied_right` is 0 for NaN alone."""
+def hits(above: Tensor, tied: Tensor, tied_right: Tensor, ks: Sequence[int]) -> Tensor:
+    """(len(ks), n) float64: the chance of a right key among the first k, in a random order of what ties.
+
+    Per query (n,): wrong keys above the best right one, wrong keys tied with it, right keys tied with it, itself among
+    them; where there are none (NaN) nothing hits. Rank by rank: what is the chance that no right key came up yet?
+    """
     miss = torch.ones(len(above), dtype=torch.float64)
     answers = {}
     for rank in range(max(ks)):

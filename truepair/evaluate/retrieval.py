@@ -1,7 +1,7 @@
 """Retrieval both ways: does an image find one of its captions, does a caption find one of its images?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from truepair.errors import UserError
-from truepair.evaluate.features import Encoder, Progress, reasons
-from truepair.evaluate.pairs import encode_pairs
+from truepair.evaluate.features import Encoder, Progress, reasons, towers_of
+from truepair.evaluate.pairs import encode_pairing, pairing
 from truepair.evaluate.ranks import Positives, positives, probability_of_hit
+from truepair.evaluate.rerank import Counting, ImageTokens, TextTokens, rerank, reranked_recall
 from truepair.evaluate.result import benchmark_json
+from truepair.models.matcher import Matcher
 from truepair.pairs.table import PairTable
 
 
@@ -21,6 +23,8 @@ class RetrievalResult:
     """Recall@k as k -> share of queries in [0, 1]; queries are the distinct images and the distinct captions.
 
     skipped: reason -> number of images, or rows without a caption, left out.
+    candidates: 0, or the K keys of each query that a fusion encoder has put in order. reranked: that order's result
+        beside the dual encoder's own, if it was asked for.
     """
 
     image_to_text: dict[int, float]
@@ -30,12 +34,19 @@ class RetrievalResult:
     dataset: str
     model: str
     skipped: dict[str, int]
+    candidates: int = 0
+    reranked: "RetrievalResult | None" = None
 
     def to_json(self, pretrained: str = "") -> dict[str, Any]:
-        """The result in CLIP_benchmark's fields; there "image_retrieval" means text to image."""
+        """The result in CLIP_benchmark's fields; there "image_retrieval" means text to image.
+
+        A re-ranked one has the same metrics under a task name of our own and says how many `candidates` there were.
+        """
         metrics = {f"image_retrieval_recall@{k}": recall for k, recall in self.text_to_image.items()}
         metrics |= {f"text_retrieval_recall@{k}": recall for k, recall in self.image_to_text.items()}
-        return benchmark_json(self.dataset, self.model, pretrained, "zeroshot_retrieval", metrics)
+        task = "zeroshot_retrieval_reranked" if self.candidates else "zeroshot_retrieval"
+        own = {"candidates": self.candidates} if self.candidates else {}
+        return benchmark_json(self.dataset, self.model, pretrained, task, metrics) | own
 
 
 def recall_at_k(
@@ -51,7 +62,7 @@ def recall_at_k(
 
 
 def retrieval(
-    model: Encoder,
+    model: Encoder | Matcher,
     table: PairTable,
     *,
     ks: Sequence[int] = (1, 5, 10),
@@ -60,6 +71,8 @@ def retrieval(
     batch_size: int = 256,
     workers: int = 0,
     progress: Progress | None = None,
+    candidates: int = 0,
+    counting: Counting | None = None,
 ) -> RetrievalResult:
     """Search all images with every caption and all captions with every image.
 
@@ -67,16 +80,23 @@ def retrieval(
     their images.
     `captions_per_image`: only the first so many captions of a row. `rows`: only these rows of the table.
     Images that cannot be decoded are left out, and with them the captions that no other image has.
-    Raises UserError if nothing is left.
+    `candidates`: K > 0 has a `Matcher` re-rank the K nearest of each query (`evaluate.rerank`), which holds the tokens
+    of all images and texts on the CPU, 2·P·v bytes an image and 2·w a token of text; `counting` opens a progress bar.
+    Raises UserError if nothing is left, ValueError for `candidates` of a model without fusion encoder.
     """
-    pairs = encode_pairs(
-        model,
+    if candidates and not isinstance(model, Matcher):
+        raise ValueError(f"model {model.name} has no fusion encoder to re-rank with")
+    paired = pairing(table, rows=rows, captions_per_row=captions_per_image)
+    tokens = ImageTokens(model, len(paired.first)) if candidates and isinstance(model, Matcher) else None
+    towers = towers_of(model)
+    pairs = encode_pairing(
+        towers,
         table,
-        rows=rows,
-        captions_per_row=captions_per_image,
+        paired,
         batch_size=batch_size,
         workers=workers,
         progress=progress,
+        see=None if tokens is None else tokens.see,
     )
     image, text = pairs.image_of_row[pairs.row_of_caption], pairs.text_of_caption
     image, text = image[image >= 0], text[image >= 0]
@@ -86,14 +106,27 @@ def retrieval(
         )
     used_images, image = np.unique(image, return_inverse=True)
     used_texts, text = np.unique(text, return_inverse=True)
-    images = pairs.images[used_images].to(model.device)
-    texts = pairs.texts[used_texts].to(model.device)
-    return RetrievalResult(
-        image_to_text=recall_at_k(images, texts, positives(image, text, len(images)), ks),
-        text_to_image=recall_at_k(texts, images, positives(text, image, len(texts)), ks),
+    images = pairs.images[used_images].to(towers.device)
+    texts = pairs.texts[used_texts].to(towers.device)
+    right_texts, right_images = positives(image, text, len(images)), positives(text, image, len(texts))
+    result = RetrievalResult(
+        image_to_text=recall_at_k(images, texts, right_texts, ks),
+        text_to_image=recall_at_k(texts, images, right_images, ks),
         n_images=len(images),
         n_texts=len(texts),
         dataset=table.path.name,
-        model=model.name,
+        model=towers.name,
         skipped=reasons(pairs.skipped),
     )
+    if tokens is None:
+        return result
+    tokens.only(used_images)
+    read = TextTokens(tokens.matcher, [paired.texts[i] for i in used_texts])
+    of_image, of_text = rerank(tokens, read, images, texts, candidates, counting)
+    reranked = replace(
+        result,
+        image_to_text=reranked_recall(of_image, len(texts), right_texts, ks),
+        text_to_image=reranked_recall(of_text, len(images), right_images, ks),
+        candidates=candidates,
+    )
+    return replace(result, reranked=reranked)

@@ -5,9 +5,11 @@ They stand alone: nothing here imports the pair table, the loop or a report.
 
 from truepair.losses.distributed import all_gather as all_gather
 from truepair.losses.distributed import weighted_mean as weighted_mean
+from truepair.losses.negatives import drawn_negatives as drawn_negatives
 from truepair.losses.objectives import BinaryCrossEntropy as BinaryCrossEntropy
 from truepair.losses.objectives import Complement as Complement
 from truepair.losses.objectives import CrossEntropy as CrossEntropy
+from truepair.losses.objectives import LogPartition as LogPartition
 from truepair.losses.objectives import Objective as Objective
 from truepair.losses.objectives import ReverseDivergence as ReverseDivergence
 from truepair.losses.pairwise import complement_rows as complement_rows
@@ -20,6 +22,7 @@ from truepair.losses.similarity import Once as Once
 from truepair.losses.similarity import Pooled as Pooled
 from truepair.losses.similarity import Similarity as Similarity
 from truepair.losses.similarity import Tokens as Tokens
+from truepair.losses.targets import Columns as Columns
 from truepair.losses.targets import Dense as Dense
 from truepair.losses.targets import Groups as Groups
 from truepair.losses.targets import Own as Own

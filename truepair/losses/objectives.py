@@ -53,6 +53,13 @@ def _tile(target: Target | Normalised, tile: Tile, normalisers: Sequence[Tensor]
     return target.tile(tile, normalisers) if isinstance(target, Normalised) else target.tile(tile)
 
 
+def _weighted(logits: Tensor, tile: Tile, weight: Target | None, others: bool) -> Tensor:
+    """Logits of which a softmax is a weighted one, or one without the own pairs."""
+    weights = None if weight is None else weight.tile(tile)
+    logits = logits if weights is None else logits + weights.log()
+    return without_own(logits, tile) if others else logits
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """-Σ_j q_ij log p_ij, p_ij = w_ij e^s_ij / Σ_k w_ik e^s_ik.
@@ -91,7 +98,7 @@ class CrossEntropy:
         return State((LogSumExp(n, like), Sums(3, n, like)), target)  # Σ_j q, Σ_j q s, Σ_j q log q
 
     def collect(self, state: State, logits: Tensor, tile: Tile) -> None:
-        logits = self._weighted(logits, tile)
+        logits = _weighted(logits, tile, self.weight, self.others)
         state.sums[0].add(tile.at, logits)
         if isinstance(self.target, Softened | Relation):
             self.target.collect(state.target, tile, self._finite(logits))
@@ -108,7 +115,7 @@ class CrossEntropy:
     def refine(self, state: State, logits: Tensor, tile: Tile) -> None:
         if isinstance(self.target, Normalised):
             q = self.target.tile(tile, state.normalisers)
-            self._add(state, self._weighted(logits, tile), tile, q)
+            self._add(state, _weighted(logits, tile, self.weight, self.others), tile, q)
 
     def _add(self, state: State, logits: Tensor, tile: Tile, q: Tensor | None) -> None:
         if q is not None:
@@ -125,20 +132,46 @@ class CrossEntropy:
 
     def slope(self, kept: Kept, logits: Tensor, tile: Tile, upstream: Tensor) -> Tensor:
         log_sum, mass, *normalisers = kept
-        p = self._weighted(logits, tile).sub(log_sum[tile.at, None]).exp_()
+        p = _weighted(logits, tile, self.weight, self.others).sub(log_sum[tile.at, None]).exp_()
         p.mul_((upstream * mass[tile.at])[:, None])
         q = _tile(self.target, tile, normalisers)
         return p if q is None else p.addcmul_(q, upstream[:, None], value=-1)
-
-    def _weighted(self, logits: Tensor, tile: Tile) -> Tensor:
-        weight = None if self.weight is None else self.weight.tile(tile)
-        logits = logits if weight is None else logits + weight.log()
-        return without_own(logits, tile) if self.others else logits
 
     def _finite(self, logits: Tensor) -> Tensor:
         """A column that cannot be chosen counts 0 in sums: its target is 0, and 0 · -inf would be NaN."""
         chosen = self.weight is None and not self.others
         return logits if chosen else logits.masked_fill(logits == -torch.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class LogPartition:
+    """log Σ_j w_ij e^s_ij: the normaliser of a softmax whose numerators are had elsewhere.
+
+    weight: w ≥ 0, default 1; 0 takes a column out. others: own pairs are taken out. A row that has no column left gives
+    the lowest finite number.
+    """
+
+    weight: Target | None = None
+    others: bool = False
+    walks = 1
+
+    def start(self, n: int, like: Tensor) -> State:
+        return State((LogSumExp(n, like),))
+
+    def collect(self, state: State, logits: Tensor, tile: Tile) -> None:
+        state.sums[0].add(tile.at, _weighted(logits, tile, self.weight, self.others))
+
+    def prepare(self, state: State) -> None:
+        state.settled = (state.sums[0].value,)
+
+    def refine(self, state: State, logits: Tensor, tile: Tile) -> None: ...
+
+    def value(self, state: State, rows: slice) -> tuple[Tensor, Kept]:
+        return state.settled[0].clone(), state.settled
+
+    def slope(self, kept: Kept, logits: Tensor, tile: Tile, upstream: Tensor) -> Tensor:
+        p = _weighted(logits, tile, self.weight, self.others).sub(kept[0][tile.at, None]).exp_()
+        return p.mul_(upstream[:, None])
 
 
 @dataclass(frozen=True)

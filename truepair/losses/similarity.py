@@ -30,11 +30,11 @@ class Pooled:
 
     rows: Tensor
     columns: Tensor
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
 
     @staticmethod
     def gathered(
-        rows: Tensor, columns: Tensor | None = None, *, scale: float = 1.0, queue: Tensor | None = None
+        rows: Tensor, columns: Tensor | None = None, *, scale: float | Tensor = 1.0, queue: Tensor | None = None
     ) -> "Pooled":
         """From this rank's features (b, d) of both sides (columns None: the same), without gradient.
 

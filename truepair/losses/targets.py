@@ -1,7 +1,7 @@
 """What a pair of a global batch should be: targets, made tile by tile so that no B×B matrix need exist.
 
-`Own`, `Groups` and `Dense` are known tile by tile. `Softened`, `Relation` and `Sharpened` are made of the softmax of a
-second similarity, whose rows are summed over all tiles first.
+`Own`, `Groups`, `Columns` and `Dense` are known tile by tile. `Softened`, `Relation` and `Sharpened` are made of the
+softmax of a second similarity, whose rows are summed over all tiles first.
 """
 
 from collections.abc import Sequence
@@ -97,6 +97,17 @@ class Groups:
     @cached_property
     def _sorted(self) -> Tensor:
         return torch.sort(self.columns).values
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A weight of each column, the same for all rows; values: (m,) of the global batch's columns (and a queue's)."""
+
+    values: Tensor
+
+    def tile(self, tile: Tile) -> Tensor | None:
+        size = tile.rows.stop - tile.rows.start
+        return self.values[tile.columns].to(tile.dtype).expand(size, -1)
 
 
 @dataclass(frozen=True)

@@ -211,11 +211,11 @@ class Walk(torch.autograd.Function):
                 to_bias += slope.sum()
                 if block.left_rows is not None:
                     to_left[block.left_rows].add_(pull)
-                if block.right_rows is not None:
+                if block.right_rows is not None and ctx.needs_input_grad[1]:
                     to_right[block.right_rows].add_(product(steep.T, block.left, exact))
         return (
             to_left.mul_(numbers[0]).to(left.dtype),
-            to_right.mul_(numbers[0]).to(right.dtype),
+            to_right.mul_(numbers[0]).to(right.dtype) if ctx.needs_input_grad[1] else None,
             to_scale.to(scale.dtype).view_as(scale),
             None if bias is None else to_bias.to(bias.dtype).view_as(bias),
             None,

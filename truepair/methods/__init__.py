@@ -5,6 +5,8 @@ from truepair.methods.base import Method as Method
 from truepair.methods.clip import Clip
 from truepair.methods.fff import Fff
 from truepair.methods.gate import Gate
+from truepair.methods.never import Never
+from truepair.methods.never_itc import NeverItc
 from truepair.methods.nlip import Nlip
 from truepair.methods.siglip import Siglip
 from truepair.methods.softclip import Softclip
@@ -16,6 +18,8 @@ METHODS: dict[str, type[Method]] = {
     "softclip": Softclip,
     "fff": Fff,
     "nlip": Nlip,
+    "never": Never,
+    "never-itc": NeverItc,
 }
 
 

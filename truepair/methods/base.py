@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from truepair.errors import UserError
-from truepair.models.dual import DualEncoder
+from truepair.models.dual import SCALE_BOUND, DualEncoder
 from truepair.models.likeness import Precision
 from truepair.models.run_captioner import RunCaptioner
 from truepair.pairs.columns import StringLists
@@ -22,9 +22,15 @@ class Needs:
     captions: int = 1  # K captions a row at least
     views: int = 1  # V independent crops an image
     columns: tuple[str, ...] = ()  # numeric columns of the table
+    model: str = ""  # what `--model` means when it is not given; empty: truepair-tiny
+    scale_bounds: tuple[float, float] = (1.0, SCALE_BOUND)  # 1/τ is kept in these
     init_scale: float | None = None  # initial 1/τ of a fresh model, None: the model's own
     init_bias: float | Literal["negatives"] | None = None  # initial logit bias of a fresh model, None: no bias;
     # "negatives": -ln(negatives per positive) of the batch, at which a sigmoid loss starts without a push
+
+
+def _none() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
 
 
 @dataclass
@@ -34,6 +40,7 @@ class Inputs:
     images: Tensor  # (V, b, 3, S, S) uint8, augmented
     tokens: Tensor  # (b·K, L)
     columns: dict[str, Tensor] = field(default_factory=dict)  # (b, …) the columns asked for in `Needs`
+    seeds: Tensor = field(default_factory=_none)  # (b,) int64, random bits of each pair and step (`losses.random`)
 
 
 @dataclass
@@ -59,7 +66,9 @@ class Pairs:
     columns: dict[str, Tensor]  # the columns asked for in `Needs`
     epoch: float  # epochs done so far, with fraction
     epochs: int  # of the whole run
-    captions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (B·K,) equal where texts are
+    captions: Tensor = field(default_factory=_none)  # (B·K,) int64, equal where texts are
+    images: Tensor = field(default_factory=_none)  # (B,) int64, equal where images are
+    seeds: Tensor = field(default_factory=_none)  # (B,) as in `Inputs`
     synthetic: Tensor | None = None  # (B·K,) bool, which captions a captioner wrote; None: none
 
 
@@ -70,13 +79,15 @@ class Loss:
     total: Tensor  # () as `losses.weighted_mean` returns it: its mean over ranks is the global loss
     per_pair: Tensor  # (B,) without gradient; high means hard to believe (of raw captions, where some are synthetic)
     logs: dict[str, Tensor] = field(default_factory=dict)  # () each, local to the rank; averaged over ranks
+    confidence: Tensor | None = None  # (B,) in [0, 1] without gradient, how far the method itself believes each pair
+    noisy: Tensor | None = None  # (B,) bool, pairs it treated as mismatched in this step
 
 
 class Method(nn.Module):
     """A method is a file with a dataclass of options and this class. Extra heads are its sub-modules.
 
-    `embed` and `observe` run on micro-batches and see the model; `loss` runs once on the whole batch and sees features
-    only, so gradient caching (`--optim.accumulation`), gathering and precision stay outside of every method.
+    `embed` and `observe` run on micro-batches and see the model; `fuse` and `loss` run once on the whole batch and see
+    features only, so gradient caching (`--optim.accumulation`), gathering and precision stay outside of every method.
     A checkpoint holds a method's state_dict; parameters that do not require a gradient (a twin's) are not trained.
     """
 
@@ -105,6 +116,14 @@ class Method(nn.Module):
         Called without gradient, once for each micro-batch, right after its `embed`. First dimension b, or b·K for what
         is one per caption; any dtype. It is put into the whole batch's `Features.extra`, under names that `embed` does
         not use. The student's own features are in `Features` already: `.detach()` them there.
+        """
+        return {}
+
+    def fuse(self, features: Features, scale: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        """What the method's own heads make of several pairs at once, with gradient; by default nothing.
+
+        Called once on the whole batch between `embed` and `loss`, in the precision of the towers. Put into
+        `Features.extra` for `loss`, under names of its own. All of its activations are kept, whatever the accumulation.
         """
         return {}
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterator
@@ -133,9 +134,9 @@ class DualEncoder(nn.Module):
         return self._compiled[function]
 
     @torch.no_grad()
-    def clamp_scale(self) -> None:
-        """Keep 1/τ in [1, 100], as CLIP's and open_clip's code do."""
-        self.clip.logit_scale.clamp_(0, torch.log(torch.tensor(SCALE_BOUND)).item())
+    def clamp_scale(self, least: float = 1.0, most: float = SCALE_BOUND) -> None:
+        """Keep 1/τ in [least, most]; [1, 100] as CLIP's and open_clip's code do."""
+        self.clip.logit_scale.clamp_(math.log(least), math.log(most))
 
     def preprocess_config(self) -> dict[str, Any]:
         """What open_clip needs to prepare images in the same way."""

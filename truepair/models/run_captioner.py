@@ -1,7 +1,5 @@
 """A run's own captioner: its towers, concepts and decoder together write captions and say how well these fit."""
 
-import pickle
-import zipfile
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +17,11 @@ from truepair.models.concepts import ConceptBank, stored_names
 from truepair.models.dual import DualEncoder, create, newest_checkpoint
 from truepair.models.image_to_text import Decoding
 from truepair.models.likeness import PIXELS, Judge, Precision, at_rest
+from truepair.models.saved import DAMAGE, STATE, method_state, part
 from truepair.models.tokens import encode_image_with_tokens
 from truepair.pairs.table import PairTable
 
 CONCEPTS = 10  # shown with an image where a run does not say; NLIP's, recalled
-DAMAGE = (  # what torch raises for files that hold something else
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    pickle.PickleError,
-    zipfile.BadZipFile,
-)
 
 
 @dataclass(frozen=True)
@@ -157,8 +144,8 @@ def open_run_captioner(
     saved, step = newest_checkpoint(folder)
     k, column = _shown(folder / "run.toml")
     model = create(f"local-dir:{saved}")
-    state = _method_state(saved / "state.pt")
-    parts = {name: _below(state, f"{name}.") for name in ("captioner", "bank")}
+    state = method_state(saved / STATE)
+    parts = {name: part(state, name) for name in ("captioner", "bank")}
     if not all(parts.values()):
         raise UserError(f"run {run} has no captioner; train one: truepair train --method nlip")
     try:
@@ -170,7 +157,7 @@ def open_run_captioner(
     if width != dim:
         raise UserError(f"the captioner of {saved} does not fit its towers: concepts of {width} numbers, not {dim}")
     if bank.names != captioner.concepts:
-        raise UserError(f"{saved / 'state.pt'} holds other concepts than its captioner knows")
+        raise UserError(f"{saved / STATE} holds other concepts than its captioner knows")
     where = torch.device(device)
     opened = RunCaptioner(
         model.to(where),
@@ -193,19 +180,3 @@ def _shown(file: Path) -> tuple[int, str]:
     if not isinstance(k, int) or not 0 <= k <= MOST_CONCEPTS or not isinstance(column, str):
         raise UserError(f"{file}: concepts_per_image {k!r} of column {column!r} make no sense")
     return k, column
-
-
-def _method_state(file: Path) -> dict[str, Any]:
-    """What the method of a checkpoint keeps; the optimiser's tensors beside it are mapped, not read."""
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except DAMAGE as error:
-        raise UserError(f"{file} cannot be read: {reason(error)}") from error
-    state = saved.get("method") if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"{file} is no checkpoint of a run: it has no tensors by name under 'method'")
-    return state
-
-
-def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

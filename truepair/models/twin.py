@@ -24,7 +24,7 @@ class Twin(nn.Module):
     features depend a little on the micro-batch where a tower has batch norms. Asking it changes no state.
 
     Attributes:
-        towers: the copy, with the student's names. steps: how many steps it followed.
+        towers: the copy, with the student's names. heads: the copy of them, None without. steps: how many it followed.
 
     Args:
         model: the student at its start.
@@ -32,12 +32,16 @@ class Twin(nn.Module):
         ramp: m is min(momentum, (1+t)/(10+t)) after t steps, the form of TensorFlow's ExponentialMovingAverage [ours].
             0.995 alone has a time constant of 200 steps, in which the random start fades; the ramp's is a ninth of the
             steps done, and reaches 0.995 at step 1,790.
+        heads: a module of the method that follows too (a fusion encoder). Ask the copy without graph: `Twin` gives the
+            towers' answers only.
 
     Raises:
         UserError: momentum is not in [0, 1).
     """
 
-    def __init__(self, model: DualEncoder, momentum: float = 0.995, ramp: bool = True) -> None:
+    def __init__(
+        self, model: DualEncoder, momentum: float = 0.995, ramp: bool = True, heads: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise UserError(f"the twin's momentum is {momentum}; it must be at least 0 and less than 1")
@@ -45,7 +49,8 @@ class Twin(nn.Module):
         self.ramp = ramp
         self.steps = 0
         self.towers: DualEncoder = deepcopy(model, {id(model.tokenizer): model.tokenizer})
-        self.towers.requires_grad_(False)
+        self.heads: nn.Module | None = deepcopy(heads)
+        self.requires_grad_(False)
         for norm in self._batch_norms():
             norm.track_running_stats = False  # in training mode: the batch's statistics, and none kept
         self.train()
@@ -66,14 +71,25 @@ class Twin(nn.Module):
         self.steps = state
 
     @torch.no_grad()
-    def follow(self, model: DualEncoder) -> None:
+    def follow(self, model: DualEncoder, heads: nn.Module | None = None) -> None:
         """One step after the student: every parameter nearer to it, buffers copied (running statistics: for whoever
-        exports the twin). The same on all ranks, as the student's parameters are."""
+        exports the twin). The same on all ranks, as the student's parameters are.
+
+        heads: those of the student. Raises ValueError if the twin has heads and gets none, or the other way round.
+        """
+        if (heads is None) != (self.heads is None):
+            raise ValueError("a twin follows heads if it was built with some, and only then")
         momentum = min(self.momentum, (1 + self.steps) / (10 + self.steps)) if self.ramp else self.momentum
-        torch._foreach_lerp_(list(self.towers.parameters()), list(model.parameters()), 1 - momentum)
-        for mine, theirs in zip(self.towers.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        self._approach(self.towers, model, 1 - momentum)
+        if heads is not None and self.heads is not None:
+            self._approach(self.heads, heads, 1 - momentum)
         self.steps += 1
+
+    @staticmethod
+    def _approach(mine: nn.Module, theirs: nn.Module, share: float) -> None:
+        torch._foreach_lerp_(list(mine.parameters()), list(theirs.parameters()), share)
+        for buffer, other in zip(mine.buffers(), theirs.buffers(), strict=True):
+            buffer.copy_(other)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -84,6 +100,16 @@ class Twin(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(n, L) token ids -> (n, D) float32 unit rows without graph."""
         return self.towers.encode_text(tokens)
+
+    @torch.no_grad()
+    def encode_image_with_tokens(self, images: Tensor, *, prefix: bool = False) -> tuple[Tensor, Tensor]:
+        """(b, 3, S, S) uint8 -> (b, D) and (b, P, w) float32 without graph, as `tokens.encode_image_with_tokens`."""
+        return parts.encode_image_with_tokens(self.towers, images, prefix=prefix)
+
+    @torch.no_grad()
+    def encode_text_with_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, L) token ids -> (n, D) and (n, L, w) float32 without graph, as `tokens.encode_text_with_tokens`."""
+        return parts.encode_text_with_tokens(self.towers, tokens)
 
     @torch.no_grad()
     def image_tokens(self, images: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Batch:
     rows: Tensor  # (B,) int64
     images: Tensor  # (V, B, S, S, 3) uint8, V independent crops of each image
     tokens: Tensor  # (B·K, L) int64, trimmed to the longest caption
+    image_ids: Tensor  # (B,) int64, equal exactly where the images' bytes are
     caption_ids: Tensor  # (B·K,) int64, equal exactly where the captions' text is (`text.caption_ids`)
     synthetic: Tensor  # (B·K,) bool, the captions that were written by a captioner
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B, …)
@@ -128,6 +129,7 @@ class BatchSource:
             rows=torch.from_numpy(rows),
             images=torch.from_numpy(images),
             tokens=tokenize(self.tokenizer, texts, self.pad_id),
+            image_ids=self._image_ids(rows),
             caption_ids=caption_ids(texts),
             synthetic=torch.from_numpy(is_synthetic),
             columns={name: torch.from_numpy(np.asarray(self.table.numbers(name)[rows])) for name in self.columns},
@@ -151,6 +153,11 @@ class BatchSource:
         if self.draw == "first":
             return first_captions(raw, wanted, synthetic)
         return draw_captions(raw, rows, wanted, self.seed, epoch, synthetic)
+
+    def _image_ids(self, rows: Any) -> Tensor:
+        """(B,) the first 64 bits of each image's SHA-256."""
+        sha = self.table.strings("sha")
+        return torch.tensor([int(sha[row][:16], 16) - (1 << 63) for row in rows.tolist()], dtype=torch.int64)
 
     def _stored(self, column: str, rows: Any) -> list[list[str]]:
         captions = self.table.captions(column)

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Streams: two uses of one row in one epoch never share their numbers.
-CROP, CAPTION, SUBSTITUTE, SYNTHETIC, GENERATE, COMPLETE = 1, 2, 3, 4, 5, 6
+CROP, CAPTION, SUBSTITUTE, SYNTHETIC, GENERATE, COMPLETE, METHOD = 1, 2, 3, 4, 5, 6, 7
 
 
 def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

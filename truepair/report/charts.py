@@ -21,19 +21,21 @@ POINTS = 300  # of a drawn line; more cannot be seen
 SMOOTHING = 60  # a running mean is taken over this fraction of a run's steps
 LABEL_GAP = 0.085  # least distance of two labels, of the chart's height
 LONGEST_LABEL = 16  # characters; further ones are cut
+MOST_BARS = 40
 
 
 @dataclass(frozen=True)
 class Line:
     """One run's curve: x and y (n,), NaN leaves a gap. `number` is the run's place in the report, for its colour.
 
-    label: what to write at its end, "" for nothing.
+    label: what to write at its end, "" for nothing. second: another opinion of the same run, drawn dashed and hollow.
     """
 
     label: str
     x: Vector
     y: Vector
     number: int = 0
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,15 @@ def lines(
         axes = _axes(figure, [line.label for line in curves])
         for line in curves:
             colour, dash = _look(line.number)
-            axes.plot(line.x, line.y, color=colour, linestyle=dash, marker="o" if dots else "", markersize=3.5)
+            inside = PAPER if line.second else colour
+            axes.plot(
+                *(line.x, line.y),
+                color=colour,
+                linestyle=(0, (4, 2)) if line.second else dash,
+                marker="o" if dots else "",
+                markersize=3.5,
+                markerfacecolor=inside,
+            )
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, bottom if low is None else low), max(top, top if high is None else high))
         if across:
@@ -166,6 +176,66 @@ def reliability_diagram(diagram: Reliability, description: str) -> str:
         axes.set_xlabel("p_noise")
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axes.set_yticks([0, 0.5, 1])
+
+    return svg.draw(paint, description)
+
+
+def times_histogram(times: NDArray[np.int64], truth: NDArray[np.bool_] | None, description: str) -> str:
+    """How many pairs were called noisy once, twice, …; those that never were have no bar.
+
+    times: (m,), one of them at least above 0. truth: (m,) colours the bars by what the pairs really are; None leaves
+    them grey. Beyond MOST_BARS times, a bar stands for several.
+    """
+    edges = bar_edges(int(times.max()))
+    groups = [(times, FAINT)] if truth is None else [(times[~truth], MATCHED), (times[truth], MISMATCHED)]
+
+    def paint(figure: "Figure") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = _axes(figure, [])
+        for values, colour in groups:
+            counts, _ = np.histogram(values, edges)
+            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel("times called noisy")
+
+    return svg.draw(paint, description)
+
+
+def bar_edges(most: int) -> Vector:
+    """Edges of at most MOST_BARS bars, each of the same number of whole numbers, that hold 1 to `most`."""
+    width = -(-most // MOST_BARS)
+    edges: Vector = np.arange(1, most + 1 + width, width).astype(np.float64) - 0.5
+    return edges
+
+
+def agreement(counts: NDArray[np.int64], mismatched: Vector | None, description: str) -> str:
+    """Four fields with their numbers of pairs: rows by the method's last call, columns by p_noise.
+
+    counts: (2, 2), [1, 0] is called noisy with a p_noise under ½. mismatched: (2, 2) in [0, 1], share of really
+    mismatched pairs in each field, which colours it; None: not known, and how many they are colours it.
+    """
+    strength = counts / max(counts.sum(), 1) if mismatched is None else mismatched
+    colour, meaning = (FAINT, "of all pairs") if mismatched is None else (MISMATCHED, "really mismatched")
+
+    def paint(figure: "Figure") -> None:
+        axes = _axes(figure, [])
+        axes.grid(False)
+        for row, column in np.ndindex(2, 2):
+            count, alpha = int(counts[row, column]), 0.04 + 0.4 * float(strength[row, column])
+            width = [column + 0.01, column + 0.99]
+            axes.fill_between(width, row + 0.015, row + 0.985, color=colour, alpha=alpha, linewidth=0)
+            axes.text(column + 0.5, row + 0.55, f"{count:,}", ha="center", va="bottom", fontsize=15)
+            share = f"{100 * strength[row, column]:.0f} % {meaning}"
+            axes.text(column + 0.5, row + 0.42, share if count else "–", ha="center", va="top")
+        axes.set_xlim(0, 2)
+        axes.set_ylim(0, 2)
+        axes.set_xticks([0.5, 1.5], ["p_noise under ½", "p_noise ½ or more"])
+        axes.set_yticks([0.5, 1.5], ["called\nclean", "called\nnoisy"])
+        axes.tick_params(length=0)
+        axes.spines["bottom"].set_visible(False)
 
     return svg.draw(paint, description)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from truepair.noise import Reliability, detection, reliability
 from truepair.report import charts
 from truepair.report.curves import Figure
-from truepair.report.record import PairLosses, RunRecord
+from truepair.report.opinion import opinion_figures, opinion_summary
+from truepair.report.record import NoiseFit, PairLosses, RunRecord
 from truepair.report.thumbnails import DoubtedPair, doubted_pairs
 
 
@@ -16,7 +17,7 @@ class Doubt:
 
     label: str
     colour: int
-    summary: list[str]  # sentences
+    summary: list[list[str]]  # paragraphs of sentences
     figures: list[Figure]
     pairs: list[DoubtedPair]
     heading: str  # over the pairs
@@ -24,32 +25,43 @@ class Doubt:
 
 
 def doubt(record: RunRecord, label: str, number: int, worst: int) -> Doubt:
+    """What `record` says of its pairs, the `worst` most doubted ones shown."""
     losses = record.losses
-    if losses is None or not len(losses.loss):
-        reason = (
-            "The losses of the pairs were not kept in this run's directory."
-            if record.fits
-            else "No noise model has been fitted yet: the first fit comes after "
-            f"{record.config.noise.warmup_epochs} epochs (noise.warmup_epochs)."
-        )
-        return Doubt(label, number, [], [], [], "", reason)
-    mixture = losses.fit.mixture
-    crossing = _crossing(losses)
-    chart = charts.loss_histogram(
-        losses.loss, losses.truth, mixture, crossing, f"{label}: histogram of the losses of {len(losses.loss):,} pairs"
+    unfitted = (
+        "No noise model has been fitted yet: the first fit comes after "
+        f"{record.config.noise.warmup_epochs} epochs (noise.warmup_epochs)."
     )
-    figures = [Figure("Losses of all pairs", chart, _histogram_text(losses, crossing), _histogram_key(losses))]
-    if losses.truth is not None and not mixture.degenerate:
-        diagram = reliability(losses.p_noise, losses.truth)
-        chart = charts.reliability_diagram(diagram, f"{label}: share of really mismatched pairs by p_noise")
-        figures.append(Figure("Can p_noise be taken at its word?", chart, _reliability_text(diagram)))
+    if losses is None or not len(losses.rows):
+        kept = record.fits or record.splits
+        reason = "The losses of the pairs were not kept in this run's directory." if kept else unfitted
+        return Doubt(label, number, [], [], [], "", reason)
+    said = [[unfitted] if losses.fit is None else _summary(losses, losses.fit)]
+    figures = [] if losses.fit is None else _figures(losses, losses.fit, label)
+    if losses.opinion is not None:
+        said.append(opinion_summary(losses.opinion))
+        figures += opinion_figures(losses, losses.opinion, label)
     pairs: list[DoubtedPair] = []
     if record.table is not None and int(losses.rows.max()) < len(record.table):
         pairs = doubted_pairs(record.table, losses, worst, record.config.pairs.caption_column)
-    heading = f"The {len(pairs)} {'pairs of highest loss' if mixture.degenerate else 'most doubted pairs'}"
+    opined = losses.sound or losses.opinion is not None
+    heading = f"The {len(pairs)} {'most doubted pairs' if opined else 'pairs of highest loss'}"
     if pairs and losses.truth is not None:
         heading += f": {sum(bool(pair.truth) for pair in pairs)} of them are really mismatched"
-    return Doubt(label, number, _summary(losses), figures, pairs, heading, "")
+    return Doubt(label, number, said, figures, pairs, heading, "")
+
+
+def _figures(losses: PairLosses, fit: NoiseFit, label: str) -> list[Figure]:
+    """The losses with the noise model fitted to them and, where the truth is known, whether it is right."""
+    crossing = _crossing(losses)
+    description = f"{label}: histogram of the losses of {len(losses.loss):,} pairs"
+    chart = charts.loss_histogram(losses.loss, losses.truth, fit.mixture, crossing, description)
+    text, key = _histogram_text(losses, fit, crossing), _histogram_key(losses, fit)
+    figures = [Figure("Losses of all pairs", chart, text, key)]
+    if losses.truth is not None and losses.sound:
+        diagram = reliability(losses.p_noise, losses.truth)
+        chart = charts.reliability_diagram(diagram, f"{label}: share of really mismatched pairs by p_noise")
+        figures.append(Figure("Can p_noise be taken at its word?", chart, _reliability_text(diagram)))
+    return figures
 
 
 def _crossing(losses: PairLosses) -> float | None:
@@ -58,10 +70,9 @@ def _crossing(losses: PairLosses) -> float | None:
     return float(losses.loss[doubted].min()) if doubted.any() and not doubted.all() else None
 
 
-def _summary(losses: PairLosses) -> list[str]:
+def _summary(losses: PairLosses, fit: NoiseFit) -> list[str]:
     """What the noise model says of the pairs, and, where the truth is known, how right it is."""
-    fit, mixture = losses.fit, losses.fit.mixture
-    said = []
+    mixture, said = fit.mixture, []
     if mixture.degenerate:
         said.append(
             f"After epoch {fit.epoch} the losses did not fall into two groups ({mixture.degenerate}), so no pair is "
@@ -91,8 +102,8 @@ def _summary(losses: PairLosses) -> list[str]:
     return said
 
 
-def _histogram_text(losses: PairLosses, crossing: float | None) -> str:
-    if losses.fit.mixture.degenerate:
+def _histogram_text(losses: PairLosses, fit: NoiseFit, crossing: float | None) -> str:
+    if fit.mixture.degenerate:
         return "Bars: how many pairs have which loss. No two groups were found in them."
     text = "Bars: how many pairs have which loss. Curves: the two fitted groups. Dashed, with its own axis: p_noise."
     if crossing is None:
@@ -103,11 +114,11 @@ def _histogram_text(losses: PairLosses, crossing: float | None) -> str:
     )
 
 
-def _histogram_key(losses: PairLosses) -> tuple[tuple[str, str], ...]:
+def _histogram_key(losses: PairLosses, fit: NoiseFit) -> tuple[tuple[str, str], ...]:
     bars: tuple[tuple[str, str], ...] = (("bar unknown", "pairs"),)
     if losses.truth is not None:
         bars = (("bar matched", "really matched"), ("bar mismatched", "really mismatched"))
-    if losses.fit.mixture.degenerate:
+    if fit.mixture.degenerate:
         return bars
     return (*bars, ("curve matched", "lower group"), ("curve mismatched", "higher group"), ("dashes", "p_noise"))
 

@@ -1,4 +1,4 @@
-"""Reads what a run has left in its directory: configuration, figures step by step, noise fits, losses of the pairs."""
+"""Reads what a run has left in its directory: configuration, figures by step and epoch, what it knows of each pair."""
 
 import json
 import math
@@ -37,19 +37,55 @@ class NoiseFit:
 
 
 @dataclass(frozen=True)
-class PairLosses:
-    """The m pairs that had a loss at a noise fit, in row order.
+class Split:
+    """What the method itself thought of the pairs after an epoch; figures are NaN where undefined or not known.
 
-    rows: (m,) int64. loss: (m,) float64, finite. p_noise: (m,) float64. truth: (m,) bool, True = mismatched; None where
-    it is not known. unseen: pairs in use that no step had reached.
+    noisy_share: of the pairs, those it last called noisy. auroc: of 1-c, c its confidence in a pair. precision: share
+    of really mismatched pairs among those called noisy; recall: share of those called noisy among the mismatched.
     """
 
-    fit: NoiseFit
+    epoch: int
+    noisy_share: float
+    auroc: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class PairOpinions:
+    """What the method itself says of m pairs.
+
+    confidence: (m,) float64 in [0, 1], NaN where it said nothing. noisy: (m,) bool, its last call. times: (m,) int64,
+    how often it called a pair noisy in the run.
+    """
+
+    split: Split
+    confidence: Vector
+    noisy: NDArray[np.bool_]
+    times: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """The m pairs of which something was known after an epoch, in row order.
+
+    fit: the epoch's; None before the first, when p_noise is 0 and a loss may be NaN (the method alone knew the pair).
+    rows: (m,) int64. loss: (m,) float64, finite. p_noise: (m,) float64. truth: (m,) bool, True = mismatched; None where
+    it is not known. unseen: pairs in use that no step had reached. opinion: None where the method has none.
+    """
+
+    fit: NoiseFit | None
     rows: NDArray[np.int64]
     loss: Vector
     p_noise: Vector
     truth: NDArray[np.bool_] | None
     unseen: int
+    opinion: PairOpinions | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether p_noise says anything."""
+        return self.fit is not None and not self.fit.mixture.degenerate
 
 
 @dataclass(frozen=True)
@@ -68,6 +104,7 @@ class RunRecord:
     losses: PairLosses | None
     table: PairTable | None
     notes: list[str] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
 
     @property
     def method_logs(self) -> list[str]:
@@ -91,20 +128,23 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder} is not a run (no run.toml); give the directory that `truepair train --out` wrote")
     config = from_toml(folder / "run.toml")
     notes: list[str] = []
-    train, fits, evals = _metrics(folder / "metrics.jsonl", notes)
+    train, fits, splits, evals = _metrics(folder / "metrics.jsonl", notes)
     table = _table(config, notes)
-    losses = _losses(folder, fits, table, notes)
-    return RunRecord(folder, config, _columns(train), fits, evals, losses, table, notes)
+    losses = _losses(folder, fits, splits, table, notes)
+    return RunRecord(folder, config, _columns(train), fits, evals, losses, table, notes, splits)
 
 
-def _metrics(path: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[NoiseFit], list[dict[str, float]]]:
-    """Training lines, noise fits and evaluations of a metrics.jsonl."""
+def _metrics(
+    path: Path, notes: list[str]
+) -> tuple[list[dict[str, Any]], list[NoiseFit], list[Split], list[dict[str, float]]]:
+    """Training lines, noise fits, the method's splits and evaluations of a metrics.jsonl."""
     train: list[dict[str, Any]] = []
     fits: list[NoiseFit] = []
+    splits: list[Split] = []
     evals: list[dict[str, float]] = []
     if not path.is_file():
         notes.append("There is no metrics.jsonl yet: training has not begun.")
-        return train, fits, evals
+        return train, fits, splits, evals
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -113,13 +153,16 @@ def _metrics(path: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[N
                 case "train":
                     train.append(entry)
                 case "noise":
-                    fits.append(_fit(entry))
+                    split = [_split(entry)] if "noisy_share" in entry else []
+                    if "mixture" in entry or not split:  # a method's split comes before the first fit too
+                        fits.append(_fit(entry))
+                    splits += split
                 case "eval":
                     evals.append({name: float(v) for name, v in entry.items() if isinstance(v, int | float)})
         except (ValueError, KeyError, TypeError):
             torn = "the run is being written, or was killed" if number == len(lines) else "it is not a line of figures"
             notes.append(f"Line {number} of metrics.jsonl is left out: {torn}.")
-    return train, fits, evals
+    return train, fits, splits, evals
 
 
 def _fit(entry: dict[str, Any]) -> NoiseFit:
@@ -131,6 +174,11 @@ def _fit(entry: dict[str, Any]) -> NoiseFit:
         _number(entry.get("auroc")),
         _number(entry.get("ece")),
     )
+
+
+def _split(entry: dict[str, Any]) -> Split:
+    names = ("noisy_share", "confidence_auroc", "noisy_precision", "noisy_recall")
+    return Split(int(entry["epoch"]), *(_number(entry.get(name)) for name in names))
 
 
 def _number(value: Any) -> float:
@@ -150,28 +198,39 @@ def _table(config: RunConfig, notes: list[str]) -> PairTable | None:
         return None
 
 
-def _losses(folder: Path, fits: list[NoiseFit], table: PairTable | None, notes: list[str]) -> PairLosses | None:
-    """The columns of the newest fit that has some; None if there is none."""
-    kept = [(fit, folder / "columns" / f"epoch-{fit.epoch:04d}.parquet") for fit in fits]
-    kept = [(fit, path) for fit, path in kept if path.is_file()]
+def _losses(
+    folder: Path, fits: list[NoiseFit], splits: list[Split], table: PairTable | None, notes: list[str]
+) -> PairLosses | None:
+    """The columns of the newest fit or split that has some; None if there is none."""
+    epochs = [fit.epoch for fit in fits] + [split.epoch for split in splits]
+    paths = {epoch: folder / "columns" / f"epoch-{epoch:04d}.parquet" for epoch in epochs}
+    kept = [epoch for epoch, path in paths.items() if path.is_file()]
     if not kept:
         return None
-    fit, path = kept[-1]
+    epoch = max(kept)
+    fit = next((fit for fit in fits if fit.epoch == epoch), None)
+    split = next((split for split in splits if split.epoch == epoch), None)
     try:
-        columns = pq.read_table(path, columns=["row", "loss", "p_noise"])
-    except (OSError, pa.ArrowException) as error:
-        notes.append(f"The losses of epoch {fit.epoch} are not shown: {path} cannot be read ({error}).")
+        names = ["row", "loss", "p_noise", *(["confidence", "noisy", "times_noisy"] if split else [])]
+        columns = pq.read_table(paths[epoch], columns=names)
+        rows, loss, p_noise, *said = (columns.column(name).to_numpy() for name in names)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        notes.append(f"The losses of epoch {epoch} are not shown: {paths[epoch]} cannot be read ({error}).")
         return None
-    rows, loss, p_noise = (column.to_numpy() for column in columns.columns)
     seen = np.isfinite(loss)
+    if fit is None and said:
+        seen |= np.isfinite(said[0])
     truth = None
     if table is not None and len(rows) and rows.max() >= len(table):
         notes.append(f"Truth is not shown: the pair table {table.path} has fewer rows now than when the run was made.")
     elif table is not None and TRUTH in table.column_names:
         truth = table.numbers(TRUTH)[rows[seen]].astype(np.bool_)
-    return PairLosses(
-        fit, rows[seen], loss[seen].astype(np.float64), p_noise[seen].astype(np.float64), truth, int((~seen).sum())
-    )
+    opinion = None
+    if split:
+        confidence, noisy, times = (column[seen] for column in said)
+        opinion = PairOpinions(split, confidence.astype(np.float64), noisy.astype(np.bool_), times.astype(np.int64))
+    loss, p_noise = loss[seen].astype(np.float64), p_noise[seen].astype(np.float64)
+    return PairLosses(fit, rows[seen], loss, p_noise, truth, int((~seen).sum()), opinion)
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:

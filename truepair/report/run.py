@@ -38,6 +38,7 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
         measured=any(record.evals for record in records),
         learning=learning(records, ends),
         detection=detection(records, ends),
+        opined=any(record.splits for record in records),
         doubts=[doubt(record, name, i, worst) for i, (record, name) in enumerate(zip(records, names, strict=True))],
         completions=list(filter(None, map(completion, records, names, range(len(records))))),
         differences=differences(records),

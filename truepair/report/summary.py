@@ -63,7 +63,16 @@ _FIGURES = (
         True,
         "chance that a mismatched pair is doubted more than a matched one: 0.5 is guessing, 1 is perfect",
     ),
+    KeyFigure(
+        "AUROC of 1−c",
+        "confidence_auroc",
+        3,
+        1,
+        True,
+        "the same of the method's own opinion of a pair (c: its confidence) instead of the noise model's",
+    ),
     KeyFigure("doubted %", "mean_p_noise", 1, 100, False, "share of the pairs the noise model takes for mismatched"),
+    KeyFigure("called noisy %", "noisy_share", 1, 100, False, "share of the pairs the method treated as mismatched"),
     KeyFigure("samples/s", "samples_per_s", 0, 1, True, "pairs trained on in a second, median over the run"),
 )
 
@@ -72,10 +81,13 @@ def _key_figures(record: RunRecord) -> dict[str, float]:
     speeds = record.steps.get("samples_per_s", np.zeros(0))
     speeds = speeds[np.isfinite(speeds)]
     last = record.fits[-1] if record.fits else None
+    split = record.splits[-1] if record.splits else None
     return {
         **{name: record.latest(name) for name in ("top1", "top5", "image_to_text_r1", "text_to_image_r1")},
         "auroc": last.auroc if last else math.nan,
+        "confidence_auroc": split.auroc if split else math.nan,
         "mean_p_noise": last.mean_p_noise if last else math.nan,
+        "noisy_share": split.noisy_share if split else math.nan,
         "samples_per_s": float(np.median(speeds)) if len(speeds) else math.nan,
     }
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class DoubtedPair:
 
     captions: those trained on; more: how many were left out. before: the first caption before captions were corrupted
     or rewritten, where they differ.
-    truth: really mismatched; None where it is not known.
+    p_noise, loss, confidence: NaN where it is not known. times_noisy: how often the method called the pair noisy in
+    the run; None where it calls none so. truth: really mismatched; None where it is not known.
     """
 
     row: int
@@ -50,20 +52,27 @@ class DoubtedPair:
     before: list[str]
     p_noise: float
     loss: float
+    confidence: float
+    times_noisy: int | None
     truth: bool | None
 
 
 def worst(losses: PairLosses, count: int) -> NDArray[np.int64]:
-    """Places in `losses` of the `count` pairs with the highest p_noise, ties by loss, the most doubted first."""
-    order: NDArray[np.int64] = np.lexsort((-losses.loss, -losses.p_noise))[:count]
+    """Places in `losses` of the `count` most doubted pairs, the most doubted first.
+
+    The highest p_noise; among equals (all, where there is no sound fit) the least confidence of the method's, if it has
+    one; then the highest loss.
+    """
+    own = np.zeros(len(losses.loss)) if losses.opinion is None else losses.opinion.confidence
+    order: NDArray[np.int64] = np.lexsort((-losses.loss, own, -losses.p_noise))[:count]
     return order
 
 
 def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_column: str = "") -> list[DoubtedPair]:
-    """The `count` worst pairs with pictures and captions; an image that cannot be shown is named, never skipped."""
+    """The `count` `worst` pairs with pictures and captions; an image that cannot be shown is named, never skipped."""
     captions = table.captions(caption_column)
     original = table.captions("caption") if (caption_column or table.caption_column) not in SCHEMA.names else captions
-    pairs = []
+    opinion, pairs = losses.opinion, []
     for place in worst(losses, count):
         row = int(losses.rows[place])
         texts, before = captions[row], original[row]
@@ -74,8 +83,10 @@ def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_colu
                 captions=[clipped(text) for text in texts[:MOST_CAPTIONS]],
                 more=max(len(texts) - MOST_CAPTIONS, 0),
                 before=[clipped(text) for text in before[:1]] if before != texts else [],
-                p_noise=float(losses.p_noise[place]),
+                p_noise=math.nan if losses.fit is None else float(losses.p_noise[place]),
                 loss=float(losses.loss[place]),
+                confidence=math.nan if opinion is None else float(opinion.confidence[place]),
+                times_noisy=None if opinion is None else int(opinion.times[place]),
                 truth=None if losses.truth is None else bool(losses.truth[place]),
             )
         )

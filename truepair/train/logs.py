@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from truepair.config import LogConfig
 from truepair.errors import UserError
@@ -184,6 +194,13 @@ class Pace:
             self.said = now
 
 
+class _Rate(ProgressColumn):
+    """How many a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f}/s")
+
+
 @contextmanager
 def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar for work that reports each few of `total` that are done; yields what it has to call."""
@@ -191,6 +208,7 @@ def counting(console: Console, what: str, total: int) -> Iterator[Callable[[int]
         TextColumn(what),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from truepair.config import RunConfig
 from truepair.losses.distributed import rank
 from truepair.methods.base import Inputs, Pairs
+from truepair.pairs import draws
 from truepair.train.augment import augment
 from truepair.train.completion import batches_of_stages
 from truepair.train.devices import agree, autocast, ranks
@@ -64,14 +66,19 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 images = augment(
                     images, config.augment, seed=config.seed, step=step, first=rank() * local, total=local * job.world
                 )
+                drawn = draws.bits(batch.rows.numpy(), config.seed, step, draws.METHOD)
+                seeds = torch.from_numpy(drawn.view(np.int64)).to(device)
                 pairs = Pairs(
-                    *(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs, here.caption_ids),
+                    *(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs),
+                    captions=here.caption_ids,
+                    images=here.image_ids,
+                    seeds=seeds,
                     synthetic=here.synthetic,
                 )
 
                 loss = forward_backward(
                     job.parallel,
-                    Inputs(images, here.tokens, here.columns),
+                    Inputs(images, here.tokens, here.columns, seeds),
                     pairs,
                     micro_batches=config.optim.accumulation,
                     precision=autocast(config.precision, device),
@@ -80,12 +87,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 grad_norm = torch.nn.utils.clip_grad_norm_(job.trainee.parameters(), bound)
                 job.optimizer.step()
                 job.optimizer.zero_grad()
-                job.model.clamp_scale()
+                job.model.clamp_scale(*job.method.needs.scale_bounds)
                 job.method.after_step(job.model)
 
                 done = step + 1
                 raw = ~batch.synthetic.view(len(batch.rows), -1).all(dim=1)
-                job.ledger.record(batch.rows, loss.per_pair, raw)
+                job.ledger.record(batch.rows, loss.per_pair, raw, loss.confidence, loss.noisy)
                 monitor.step(done, batch, loss, job.optimizer.param_groups[0]["lr"], job.model.scale, grad_norm)
                 end_of_epoch = done % job.order.steps == 0
                 late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes

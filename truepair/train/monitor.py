@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from truepair.errors import UserError
@@ -19,6 +20,7 @@ from truepair.noise.tables import TRUTH
 from truepair.pairs.batches import Batch
 from truepair.pairs.table import PairTable
 from truepair.train.devices import workers_of
+from truepair.train.ledger import Opinion
 from truepair.train.logs import Clock, RunLog, cut
 from truepair.train.measuring import pass_losses
 from truepair.train.optim import warmup_steps
@@ -138,9 +140,9 @@ class Monitor:
         return [] if sentence is None else [sentence]
 
     def end_of_epoch(self, step: int) -> None:
-        """Refit the noise model, from its warm-up on, and tell what could not be read."""
+        """Refit the noise model, from its warm-up on, and tell what the pairs are held to be and what was not read."""
         epoch = step // self.job.order.steps
-        noise = self._noise(step, epoch) if epoch >= self.job.config.noise.warmup_epochs else ""
+        noise = self._noise(step, epoch)
         means = {name: float(np.mean(values)) for name, values in sorted(self._epoch.items())}
         self._epoch.clear()
         loss = means.pop("loss", math.nan)
@@ -160,23 +162,40 @@ class Monitor:
         return bool(config.zeroshot or config.retrieval) and step > 0 and rest == 0 and due
 
     def _noise(self, step: int, epoch: int) -> str:
-        """Refit, write, and say it in a few words."""
+        """Refit where that is due, write what the noise model and the method think of the pairs, say it briefly."""
+        job = self.job
+        ledger, rows = job.ledger, job.order.rows
+        truth = job.table.numbers(TRUTH)[rows] if TRUTH in job.table.column_names else None
+        figures: dict[str, Any] = {}
+        said = ""
+        if epoch >= job.config.noise.warmup_epochs:
+            figures |= self._fitted(epoch, truth)
+            known = f" (AUROC {figures['auroc']:.3f})" if "auroc" in figures else ""
+            said += f" · mean p_noise {figures['mean_p_noise']:.2f}{known}"
+        if ledger.opinion is not None:
+            figures |= judged(ledger.opinion, rows, truth)
+            known = f" (AUROC of 1-c {figures['confidence_auroc']:.3f})" if truth is not None else ""
+            said += f" · called noisy {figures['noisy_share']:.2f}{known}"
+        if figures:
+            self.log.write("noise", step, epoch=epoch, **figures)
+            if self.log.speaks:
+                ledger.write_columns(job.folder / "columns" / f"epoch-{epoch:04d}.parquet", rows)
+        return said
+
+    def _fitted(self, epoch: int, truth: NDArray[Any] | None) -> dict[str, Any]:
+        """Refit the noise model; its figures. truth: of the rows in use, None: not known."""
         job = self.job
         if job.config.noise.loss_source == "pass":
             job.ledger.measured(*pass_losses(job))
         mixture = job.ledger.refit()
-        rows = job.order.rows
-        figures: dict[str, Any] = {"mixture": mixture.to_dict(), "mean_p_noise": float(job.ledger.p_noise[rows].mean())}
+        p_noise = job.ledger.p_noise[job.order.rows]
         if mixture.degenerate:
             self.log.say(f"epoch {epoch}: no noise model ({mixture.degenerate}); p_noise is 0", style="yellow")
-        if TRUTH in job.table.column_names:
-            found = detection(job.ledger.p_noise[rows], job.table.numbers(TRUTH)[rows])
-            figures |= {"auroc": found.auroc, "average_precision": found.average_precision, "ece": found.ece}
-        self.log.write("noise", step, epoch=epoch, **figures)
-        if self.log.speaks:
-            job.ledger.write_columns(job.folder / "columns" / f"epoch-{epoch:04d}.parquet", rows)
-        known = f" (AUROC {figures['auroc']:.3f})" if "auroc" in figures else ""
-        return f" · mean p_noise {figures['mean_p_noise']:.2f}{known}"
+        figures: dict[str, Any] = {"mixture": mixture.to_dict(), "mean_p_noise": float(p_noise.mean())}
+        if truth is None:
+            return figures
+        found = detection(p_noise, truth)
+        return figures | {"auroc": found.auroc, "average_precision": found.average_precision, "ece": found.ece}
 
     def evaluate(self, step: int) -> None:
         """Zero-shot and retrieval figures after `step` steps, on rank 0, where due and not yet in metrics.jsonl."""
@@ -201,3 +220,23 @@ class Monitor:
             figures |= {f"image_to_text_r{k}": value for k, value in found.image_to_text.items()}
             figures |= {f"text_to_image_r{k}": value for k, value in found.text_to_image.items()}
         return figures
+
+
+def judged(opinion: Opinion, rows: NDArray[np.int64], truth: NDArray[Any] | None) -> dict[str, float]:
+    """Figures of what a method thinks of the pairs in use, those that it has said something of.
+
+    rows: (m,) in use. truth: (m,) 1 where really mismatched, None where it is not known. Returns the share it last
+    called noisy and, with the truth, the AUROC of 1-c and how right its last calls are; NaN where undefined.
+    """
+    said = np.isfinite(opinion.confidence[rows])
+    noisy = opinion.noisy[rows][said]
+    figures = {"noisy_share": float(noisy.mean()) if len(noisy) else math.nan}
+    if truth is None:
+        return figures
+    real = truth[said].astype(np.bool_)
+    hits, called, mismatched = (int(mask.sum()) for mask in (noisy & real, noisy, real))
+    return figures | {
+        "confidence_auroc": detection(-opinion.confidence[rows][said], real).auroc,  # 1-c would round small c away
+        "noisy_precision": hits / called if called else math.nan,
+        "noisy_recall": hits / mismatched if mismatched else math.nan,
+    }

@@ -98,7 +98,7 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     needs = method.needs
     init_bias = -math.log(config.batch_size - 1) if needs.init_bias == "negatives" else needs.init_bias
     model = create(
-        config.model or DEFAULT,
+        config.model or needs.model or DEFAULT,
         pretrained=config.pretrained or None,
         init_scale=needs.init_scale,
         init_bias=init_bias,

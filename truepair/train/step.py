@@ -34,7 +34,8 @@ class Trainee(nn.Module):
         return self.method.observe(self.model, inputs)
 
     def loss(self, features: Features, pairs: Pairs) -> Loss:
-        """The method's loss of the whole batch, in full precision."""
+        """The method's loss of the whole batch, in full precision; its heads before that in the surrounding one."""
+        features = joined(features, self.method.fuse(features, self.model.scale.detach(), pairs))
         with torch.autocast(features.image.device.type, enabled=False):
             return self.method.loss(features, self.model.scale, self.model.bias, pairs)
 
@@ -90,7 +91,8 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     leaves = {name: tensor.requires_grad_() for name, tensor in whole.items() if tensor.is_floating_point()}
     shared = inner.shared()
     features = joined(_features(whole), _concatenated(observed))
-    loss = inner.loss(features, pairs)
+    with precision:
+        loss = inner.loss(features, pairs)
     gradients = torch.autograd.grad(loss.total, [*leaves.values(), *shared], allow_unused=True)
     of_shared: list[Tensor | None] = list(gradients[len(leaves) :])
     by_name = {
@@ -112,11 +114,11 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     return loss
 
 
-def joined(features: Features, observed: dict[str, Tensor]) -> Features:
-    """The features, with what was observed among their `extra`. Raises ValueError if a name is taken."""
-    if taken := features.extra.keys() & observed.keys():
-        raise ValueError(f"observe and embed both return {', '.join(sorted(taken))}")
-    return Features(features.image, features.text, features.extra | observed)
+def joined(features: Features, more: dict[str, Tensor]) -> Features:
+    """The features, with what was observed or fused among their `extra`. Raises ValueError if a name is taken."""
+    if taken := features.extra.keys() & more.keys():
+        raise ValueError(f"two of embed, observe and fuse return {', '.join(sorted(taken))}")
+    return Features(features.image, features.text, features.extra | more)
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
@@ -137,9 +139,10 @@ def _split(inputs: Inputs, parts: int, pairs: int) -> list[Inputs]:
     captions = inputs.tokens.shape[0] // pairs
     tokens = inputs.tokens.view(pairs, captions, -1).tensor_split(parts)
     images = inputs.images.tensor_split(parts, dim=1)
+    seeds = inputs.seeds.tensor_split(parts)
     columns = {name: values.tensor_split(parts) for name, values in inputs.columns.items()}
     return [
-        Inputs(images[i], tokens[i].flatten(0, 1), {name: pieces[i] for name, pieces in columns.items()})
+        Inputs(images[i], tokens[i].flatten(0, 1), {name: pieces[i] for name, pieces in columns.items()}, seeds[i])
         for i in range(parts)
     ]
 

@@ -1,0 +1,322 @@
+"""NEVER: positive learning of believed pairs, negative of doubted ones (TPAMI 2024, 10.1109/TPAMI.2024.3462996)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from truepair.errors import UserError
+from truepair.losses import (
+    Columns,
+    Complement,
+    CrossEntropy,
+    LogPartition,
+    Objective,
+    Pooled,
+    Sharpened,
+    Softened,
+    all_gather,
+    pairwise_losses,
+    weighted_mean,
+)
+from truepair.losses.distributed import rank
+from truepair.losses.random import SPLIT, uniform
+from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
+from truepair.methods.itm import match_probability, match_with_negatives, matching_loss
+from truepair.methods.mlm import fill_gaps, masked_losses, with_gaps
+from truepair.models.captioner import used_tokens
+from truepair.models.dual import DualEncoder
+from truepair.models.fusion import Fusion
+from truepair.models.masked_text import reads_both_ways, reserve_mask
+from truepair.models.matcher import open_fusion
+from truepair.models.queue import Queue
+from truepair.models.tokens import (
+    attended,
+    encode_image_with_tokens,
+    encode_text_with_tokens,
+    prefix_tokens,
+    project_image_tokens,
+    project_text_tokens,
+)
+from truepair.models.twin import Twin
+from truepair.pairs.columns import StringLists
+from truepair.pairs.table import PairTable
+
+CELLS = 4  # a picture's locals are the means of CELLS x CELLS parts of it; NEVER's code
+
+
+@dataclass(frozen=True)
+class NeverOptions:
+    """Options of NEVER; the provenance of each default stands beside it (docs/never.md)."""
+
+    ratio: float = 0.5  # share of a batch that may be called noisy in the last epoch, 0 in the first; 0: no split; code
+    confidence: Literal["itm", "itc"] = "itm"  # c: P(match) of the fusion encoder; code. itc: p_ii of the softmax; ours
+    selection: Literal["local", "global"] = "local"  # the split and ITM's negatives: of a rank; code. Of all; ours
+    reduction: Literal["subset", "batch"] = "subset"  # PL and NL are means over their own subset; code. The batch; ours
+    alpha: float = 0.4  # share of the twin in the targets of ITC and MLM; code
+    ramp_epochs: float = 1.0  # in which alpha rises linearly from 0; code
+    momentum: float = 0.995  # of the twin; code
+    momentum_ramp: bool = False  # the twin follows faster in the first steps; ours, for runs of less than 2,000
+    queue: int = 65_536  # pairs of former steps that are negatives too; 0: none; code
+    queue_apart: bool = False  # but those of the batch's own rows and captions; ours
+    itc: float = 1.0  # weight of the contrastive losses; code
+    itm: float = 1.0  # weight of image-text matching; code
+    mlm: float = 1.0  # weight of masked language modelling; code. itm 0 and mlm 0: no fusion encoder
+    intra: bool = True  # image-image and text-text losses, student against twin; code
+    local: bool = True  # the student's image against the twin's parts of images, its text against words; code
+    masked: float = 0.15  # share of the words that MLM hides; code
+    vocabulary: Literal["all", "used"] = "all"  # MLM answers with any token; code. With those of the captions; ours
+    layers: int = 0  # of the fusion encoder; 0: as many as the text tower has; code (6 and 6)
+    heads: int = 0  # of the fusion encoder; 0: the text tower's; code
+    start: str = ""  # RUN whose fusion encoder to go on from; --model local-dir:CHECKPOINT brings its towers
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "alpha", "masked"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"never's {name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        for name in ("ramp_epochs", "itc", "itm", "mlm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"never's {name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("queue", "layers", "heads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"never's {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.itc + self.itm + self.mlm == 0:
+            raise UserError("never's weights itc, itm and mlm are all 0; nothing would be learnt")
+        if self.ratio and self.confidence == "itm" and not self.itm:
+            raise UserError(
+                "never's split asks ITM how far to believe a pair, and itm is 0; take --options.confidence itc, or "
+                "--options.ratio 0 for no split"
+            )
+        if self.start and not self.fuses:
+            raise UserError(f"never's start {self.start} brings a fusion encoder; with itm 0 and mlm 0 there is none")
+
+    @property
+    def fuses(self) -> bool:
+        """Whether there is a fusion encoder."""
+        return self.itm > 0 or self.mlm > 0
+
+
+class Never(Method):
+    """L = L_ITA + L_ITM + L_MLM (METHODS.md §1); f, g: the student's embeddings, F, G: the twin's with the queue's.
+
+    L_ITA: mean of L_i2t, L_t2i, L_ii, L_tt and the two local losses.
+    L_i2t = PL + NL: PL = -mean over the clean of Σ_j q_ij log p_ij, q the twin's smoothed targets; NL = -mean over the
+        noisy of Σ_j (1-q̃_ij) log(1-p_ij), q̃ the sharpened ones, whose own pair is 1: it is not pulled.
+    A pair is noisy if it is among the share t of least c, and then with probability 1-c; t rises over the epochs.
+    """
+
+    Options = NeverOptions
+    vocabulary: Tensor  # (v,) ascending ids that MLM may ask for
+
+    def __init__(self, options: NeverOptions) -> None:
+        super().__init__(options)
+        model = "truepair-fusion-tiny" if options.fuses else ""
+        self.needs = Needs(views=2, model=model, scale_bounds=(2.0, 1000.0))  # τ in [0.001, 0.5]; code
+
+    def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
+        options = self.options
+        if options.mlm:
+            if not reads_both_ways(model):
+                raise UserError(
+                    f"the text tower of model {model.name!r} reads from left to right, and masked language modelling "
+                    "looks both ways; take truepair-fusion-tiny, a model with text_cfg.no_causal_mask, or "
+                    "--options.mlm 0"
+                )
+            self.mask = reserve_mask(model)
+            self.register_buffer("vocabulary", self._vocabulary(model, captions), persistent=False)
+        heads = None
+        if options.fuses:
+            sizes = {"layers": options.layers, "heads": options.heads}
+            self.fusion = heads = Fusion.build(model, **sizes, itm=options.itm > 0, mlm=options.mlm > 0)
+            if options.start:
+                self._go_on(options.start)
+        self.twin = Twin(model, options.momentum, options.momentum_ramp, heads if options.mlm else None)
+        self.queue = Queue(options.queue, model.config["embed_dim"])
+
+    def _vocabulary(self, model: DualEncoder, captions: StringLists) -> Tensor:
+        """(v,) ascending ids that MLM may ask for: no special ones."""
+        if self.options.vocabulary == "used":
+            return used_tokens(model.tokenizer, captions)
+        tokenizer: Any = getattr(model.tokenizer, "tokenizer", model.tokenizer)  # open_clip wraps those of transformers
+        every = torch.arange(tokenizer.vocab_size)
+        return every[~torch.isin(every, torch.tensor(tokenizer.all_special_ids))]
+
+    def _go_on(self, run: str) -> None:
+        found = open_fusion(run)
+        if found.shape != self.fusion.shape:
+            raise UserError(f"the fusion encoder of {run} is of another shape than this run's: {found.shape}")
+        self.fusion.load_state_dict(found.state_dict())
+
+    def embed(self, model: DualEncoder, inputs: Inputs) -> Features:
+        if len(inputs.tokens) != inputs.images.shape[1]:
+            raise UserError("never knows one caption an image: --pairs.captions 1")
+        if not self.options.fuses:
+            return super().embed(model, inputs)
+        image, cells = encode_image_with_tokens(model, inputs.images[0], prefix=True)
+        text, hidden = encode_text_with_tokens(model, inputs.tokens)
+        extra = {"cells": cells, "hidden": _padded(hidden, model)} if self.options.itm else {}
+        if self.options.mlm:
+            taught = self._ask_twin(inputs)
+            extra |= self._masked(model, inputs, cells, taught.pop("cells_m")) | taught
+        return Features(image, text, extra)
+
+    def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
+        seen = {} if self.options.mlm else self._ask_twin(inputs)  # MLM asks it in `embed`
+        if self.options.itm:
+            seen["attended"] = _padded(attended(model, inputs.tokens)[..., None], model)[..., 0]
+        return seen
+
+    @torch.no_grad()
+    def _ask_twin(self, inputs: Inputs) -> dict[str, Tensor]:
+        """f_m, g_m (b, D) of the other view, and its locals: of images (b, 16, D), of words (b, L-1, D), 0: none."""
+        twin = self.twin
+        if not (self.options.local or self.options.mlm):
+            return {"f_m": twin.encode_image(inputs.images[1]), "g_m": twin.encode_text(inputs.tokens)}
+        f_m, cells = twin.encode_image_with_tokens(inputs.images[1], prefix=True)
+        g_m, hidden = twin.encode_text_with_tokens(inputs.tokens)
+        found = {"f_m": f_m, "g_m": g_m}
+        if self.options.mlm:
+            found["cells_m"] = cells
+        if self.options.local:
+            found["f_l"] = project_image_tokens(twin.towers, _parts(cells[:, prefix_tokens(twin.towers) :]))
+            there = attended(twin.towers, inputs.tokens)[:, 1:, None]
+            found["g_l"] = _padded(project_text_tokens(twin.towers, hidden[:, 1:]) * there, twin.towers, less=1)
+        return found
+
+    def _masked(self, model: DualEncoder, inputs: Inputs, cells: Tensor, cells_m: Tensor) -> dict[str, Tensor]:
+        """Losses of MLM for each caption (`mlm.masked_losses`); cells, cells_m: its picture to student and twin."""
+        share, vocabulary = self.options.masked, self.vocabulary
+        gaps = with_gaps(model, inputs.tokens, inputs.seeds, share=share, mask=self.mask, vocabulary=vocabulary)
+        logits = fill_gaps(model, self.fusion, gaps, cells, vocabulary)
+        with torch.no_grad():
+            taught = fill_gaps(self.twin.towers, cast(Fusion, self.twin.heads), gaps, cells_m, vocabulary)
+        return masked_losses(logits, taught, gaps)
+
+    def fuse(self, features: Features, scale: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        if not self.options.itm:
+            return {}
+        twin = features.extra["f_m"], features.extra["g_m"]
+        local = self.options.selection == "local"
+        return match_with_negatives(self.fusion, features, twin, scale, pairs, local=local)
+
+    def loss(self, features: Features, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Loss:
+        options, extra = self.options, features.extra
+        f, g, f_m, g_m = features.image, features.text, extra["f_m"], extra["g_m"]
+        alpha = options.alpha * min(1.0, pairs.epoch / options.ramp_epochs if options.ramp_epochs else 1.0)
+        t = options.ratio * math.floor(pairs.epoch) / max(pairs.epochs - 1, 1)
+
+        apart = (all_gather(pairs.rows), all_gather(pairs.captions)) if options.queue_apart else ()
+        images, texts = self.queue.without(*apart)
+        pl_i2t, own_i2t, nl_i2t = contrast(f, f_m, g_m, texts, scale, alpha, negative=t > 0)
+        pl_t2i, own_t2i, nl_t2i = contrast(g, g_m, f_m, images, scale, alpha, negative=t > 0)
+        per_pair = (own_i2t.detach() + own_t2i.detach()) / 2  # CLIP's loss of the pair, among the same negatives
+
+        if options.itm:
+            itm, right = matching_loss(extra)
+        by_itm = options.confidence == "itm" and options.itm > 0
+        c = match_probability(extra["itm"]) if by_itm else ((-own_i2t).exp() + (-own_t2i).exp()).detach() / 2
+        noisy = split(c, uniform(pairs.seeds, SPLIT), t, local=options.selection == "local")
+
+        terms = [self._reduced(pl_i2t, nl_i2t, noisy), self._reduced(pl_t2i, nl_t2i, noisy)]
+        if options.intra:
+            terms += [weighted_mean(_intra(f, f_m, scale)), weighted_mean(_intra(g, g_m, scale))]
+        if options.local:
+            terms += [local_loss(f, extra["f_l"], scale), local_loss(g, extra["g_l"], scale)]
+        itc = torch.stack(terms).mean()
+        total, logs = options.itc * itc, {"itc": itc, "noisy": noisy.float().mean(), "ratio": itc.new_tensor(t)}
+        if options.itm:
+            total = total + options.itm * itm
+            logs |= {"itm": itm, "itm_accuracy": right}
+        if options.mlm:
+            gaps = extra["gaps"].float()
+            mlm = weighted_mean((1 - alpha) * extra["mlm"] + alpha * extra["mlm_taught"], gaps)
+            total = total + options.mlm * mlm
+            logs |= {"mlm": mlm, "mlm_accuracy": extra["hits"].sum() / gaps.sum().clamp_min(1)}
+        self.queue.push(f_m, g_m, pairs.rows, pairs.captions)
+        logs = {name: value.detach() for name, value in logs.items()}
+        return Loss(total, per_pair, logs, confidence=c, noisy=noisy)
+
+    def _reduced(self, positive: Tensor, negative: Tensor | None, noisy: Tensor) -> Tensor:
+        """PL + NL of one direction, from the losses (B,) that each pair has in either; () as `weighted_mean`."""
+        if negative is None:
+            return weighted_mean(positive)
+        if self.options.reduction == "batch":
+            return weighted_mean(torch.where(noisy, negative, positive))
+        return weighted_mean(positive, ~noisy) + weighted_mean(negative, noisy)
+
+    def chance_loss(self, batch_size: int, captions: int) -> float | None:
+        return None
+
+    def after_step(self, model: DualEncoder) -> None:
+        self.twin.follow(model, self.fusion if self.options.mlm else None)
+
+
+def contrast(
+    query: Tensor, twin: Tensor, keys: Tensor, queue: Tensor, scale: Tensor, alpha: float, *, negative: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """PL, -log p_ii and NL of every pair in one direction, (B,) each; NL only if `negative`.
+
+    query (B, D): the student's. twin (B, D): the same side by the twin, whose softmax over the keys, at the student's
+    temperature, is the target. keys (B, D), queue (Q, D): the other side by the twin.
+    """
+    guide = Pooled.gathered(twin, keys, scale=scale.detach(), queue=queue)
+    q = Softened(guide, alpha)
+    objectives: list[Objective] = [CrossEntropy(q), CrossEntropy()]
+    if negative:
+        objectives.append(Complement(Sharpened(q)))
+    rows, _ = pairwise_losses(query, keys, scale, rows=objectives, right_queue=queue)
+    return rows[0], rows[1], rows[2] if negative else None
+
+
+@torch.no_grad()
+def split(confidence: Tensor, chance: Tensor, ratio: float, *, local: bool = True) -> Tensor:
+    """(B,) bool, the pairs called noisy: of the int(B·ratio) least believed, each with probability 1-c.
+
+    confidence: (B,) c in [0, 1]. chance: (B,) uniform in [0, 1), of each pair. local: the least believed of this
+    rank's pairs, else of the global batch's.
+    """
+    c = confidence if local else all_gather(confidence)
+    candidate = torch.zeros_like(c, dtype=torch.bool)
+    candidate[torch.argsort(c, stable=True)[: int(len(c) * ratio)]] = True
+    if not local:
+        candidate = candidate[rank() * len(confidence) :][: len(confidence)]
+    return candidate & (chance < 1 - confidence)
+
+
+def local_loss(whole: Tensor, locals_: Tensor, scale: Tensor) -> Tensor:
+    """The whole of each sample against parts of all: -log softmax of each own part among the parts of all others.
+
+    whole (B, D): unit rows of the student. locals_ (B, P, D): unit parts by the twin, P alike on all ranks; a part of
+    zeros is none. Mean over all parts there are, () as `weighted_mean` gives it.
+    """
+    there = locals_.any(dim=2)  # (B, P)
+    parts = locals_.flatten(0, 1)
+    others = LogPartition(weight=Columns(all_gather(there.flatten())), others=True)
+    ((rest,), _) = pairwise_losses(whole, parts, scale, rows=[others])  # (B,) log Σ over others' parts
+    own = scale * torch.einsum("bd,bpd->bp", whole, locals_)
+    losses = F.softplus(rest[:, None] - own).masked_fill(~there, 0.0)  # -log e^own / (e^own + e^rest)
+    count = there.sum(dim=1)
+    return weighted_mean(losses.sum(dim=1) / count.clamp_min(1), count)
+
+
+def _intra(query: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    """-log p_ii of each sample's student among the twin's of the batch, (B,)."""
+    ((loss,), _) = pairwise_losses(query, keys, scale, rows=[CrossEntropy()])
+    return loss
+
+
+def _parts(cells: Tensor) -> Tensor:
+    """(b, P, w) tokens of a square picture -> (b, 16, w) means of its CELLS x CELLS parts; fewer cells: as they are."""
+    side = math.isqrt(cells.shape[1])
+    if side**2 != cells.shape[1] or side <= CELLS:
+        return cells
+    grid = cells.mT.reshape(len(cells), -1, side, side)
+    return F.adaptive_avg_pool2d(grid, CELLS).flatten(2).mT
+
+
+def _padded(values: Tensor, model: DualEncoder, less: int = 0) -> Tensor:
+    """(b, L, …) of captions as long as the longest -> as long as any may be, alike on all ranks; zeros."""
+    return F.pad(values, (0, 0, 0, model.context_length - less - values.shape[1]))
