@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import FUSED, FUSION, NEVER, Cell, Row, flags_of, prepared, shown, table_of, trained
+from methods import FUSED, FUSION, MLM, NEVER, Cell, Row, flags_of, prepared, shown, table_of, trained
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,8 +57,8 @@ JUDGED = {
 TUNED = {"top-1": "top1", "R@1 t→i": "text_to_image_r1", "nearest picture": "nearest"}
 
 
-def objective(itc: int, itm: int, mlm: int) -> tuple[str, ...]:
-    """Flags of NEVER's parts, weighted 0 or 1, without the split."""
+def objective(itc: float, itm: float, mlm: float) -> tuple[str, ...]:
+    """Flags of NEVER's parts with their weights, without the split."""
     weights = ("--options.itc", str(itc), "--options.itm", str(itm), "--options.mlm", str(mlm))
     plain = ("--options.ratio", "0", "--options.no-intra", "--options.no-local")
     return (*FUSED, *weights, *plain, *(() if itm else ("--options.confidence", "itc")))
@@ -69,7 +69,7 @@ ROWS = (
     Row("ITC", "never", objective(1, 0, 0)),
     Row("ITM", "never", objective(0, 1, 0)),
     Row("MLM", "never", objective(0, 0, 1)),
-    Row("together", "never", objective(1, 1, 1)),
+    Row("together", "never", objective(1, 1, MLM)),
     next(row for row in NEVER if row.name == "never"),
 )
 ASKS = {"ITM": {"itm"}, "MLM": {"mlm"}, "together": {"itm", "mlm"}, "never": {"itm", "mlm"}}  # heads that a row trains

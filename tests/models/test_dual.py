@@ -129,6 +129,8 @@ def test_the_scale_is_kept_between_1_and_100(before: float, after: float) -> Non
     torch.nn.init.constant_(model.clip.logit_scale, before)
     model.clamp_scale()
     assert model.scale.item() == pytest.approx(after)
+    model.clamp_scale(2.5, 50.0)
+    assert model.scale.item() == pytest.approx(min(max(after, 2.5), 50.0))
 
 
 @pytest.mark.parametrize("method_has_bias", [False, True])

@@ -40,6 +40,7 @@ def test_a_scale_at_its_bound_is_named_once() -> None:
     said = watch(Trouble(CHANCE, 0), [1.0] * 5, scale=SCALE_BOUND)
     assert len(said) == 1 and "logit scale is at its bound of 100" in said[0][1]
     assert watch(Trouble(CHANCE, 0), [1.0] * 5, scale=0.99 * SCALE_BOUND) == []
+    assert watch(Trouble(CHANCE, 0, bound=1000.0), [1.0] * 5, scale=SCALE_BOUND) == []
 
 
 def test_repeated_captions_are_counted_out_once() -> None:

@@ -47,7 +47,7 @@ class Monitor:
         self.job = job
         self.log = RunLog(job.folder, config.log, steps=job.steps, start=job.start, speaks=rank() == 0)
         chance = job.method.chance_loss(config.batch_size, job.source.captions)
-        self.trouble = Trouble(chance, warmup_steps(config.optim, job.steps))
+        self.trouble = Trouble(chance, warmup_steps(config.optim, job.steps), job.method.needs.scale_bounds[1])
         self.clock = Clock()
         self.seconds = 0.0
         self.samples = 0

@@ -16,6 +16,7 @@ class Trouble:
 
     chance: float | None  # loss of a model that tells nothing apart, None if the method has no such level
     warmup: int  # steps of learning-rate warm-up, in which a stuck loss is no trouble
+    bound: float = SCALE_BOUND  # the logit scale is kept below it
     said: set[str] = field(default_factory=set)
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=STUCK_STEPS))
 
@@ -31,9 +32,9 @@ class Trouble:
                 "no pair from another. Usual causes: a learning rate too high (try a tenth), or captions that do not "
                 "belong to the images (look at a few rows of the table)"
             )
-        if scale >= SCALE_BOUND * 0.999:
+        if scale >= self.bound * 0.999:
             found["scale"] = (
-                f"the logit scale is at its bound of {SCALE_BOUND:.0f}: the model is as sure as it may be. Often "
+                f"the logit scale is at its bound of {self.bound:.0f}: the model is as sure as it may be. Often "
                 "over-fitting (fewer epochs, more augmentation) or a learning rate too high"
             )
         if repeated > REPEATED_SHARE * captions:
