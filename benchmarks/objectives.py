@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from methods import FUSED, FUSION, MLM, NEVER, Cell, Row, flags_of, prepared, shown, table_of, trained
+from methods import TUNED as PLAIN
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,7 +62,7 @@ def objective(itc: float, itm: float, mlm: float) -> tuple[str, ...]:
     """Flags of NEVER's parts with their weights, without the split."""
     weights = ("--options.itc", str(itc), "--options.itm", str(itm), "--options.mlm", str(mlm))
     plain = ("--options.ratio", "0", "--options.no-intra", "--options.no-local")
-    return (*FUSED, *weights, *plain, *(() if itm else ("--options.confidence", "itc")))
+    return (*(FUSED if itm or mlm else PLAIN), *weights, *plain, *(() if itm else ("--options.confidence", "itc")))
 
 
 ROWS = (

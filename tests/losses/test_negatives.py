@@ -65,3 +65,12 @@ def test_neither_tiles_nor_the_order_of_columns_change_a_draw(monkeypatch: pytes
     assert torch.equal(whole, drawn(torch.arange(30)))
     assert torch.equal(whole, drawn(torch.randperm(30, generator=torch.Generator().manual_seed(0))))
     assert not torch.equal(whole, drawn_negatives(left, right, SCALE, [(group[:20], group)], (one, other), 2))
+
+
+def test_a_draw_is_made_in_full_precision_whatever_surrounds_it() -> None:
+    """Features in a cone, as trained ones are: half precision would see most of them alike."""
+    cone = normalize(unit(200) + 3 * unit(1, 9), dim=1)
+    ask = cone, cone.flip(0), 500.0, [(torch.arange(200), torch.arange(200))], (seeds(200), seeds(200)), 1
+    plain = drawn_negatives(*ask)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(drawn_negatives(*ask), plain)

@@ -222,7 +222,10 @@ def test_a_method_embeds_images_and_captions_with_gradient(name: str, scenes: Pa
     method.bind(model, table, table.captions())
     images = torch.randint(0, 256, (method.needs.views, 2, 3, 32, 32), dtype=torch.uint8)
     tokens = model.tokenize(["a", "b", "c", "d"][:captions])
-    found = method.embed(model, Inputs(images, tokens, seeds=torch.arange(2)))
+    inputs = Inputs(images, tokens, seeds=torch.arange(2))
+    if method.needs.views > 1:  # of two views one is for the twin
+        inputs.observed = method.observe(model, inputs)
+    found = method.embed(model, inputs)
     assert found.image.shape == (2, 32) and found.text.shape == (captions, 32)
     assert found.image.requires_grad and found.text.requires_grad
 

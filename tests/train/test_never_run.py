@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from truepair.config import LogConfig, OptimConfig, RunConfig, to_toml
+from truepair.config import LogConfig, OptimConfig, PairsConfig, RunConfig, to_toml
 from truepair.errors import UserError
 from truepair.train import train
 
@@ -79,7 +79,8 @@ def test_two_ranks_and_micro_batches_are_one_rank(run_config: Make, tmp_path: Pa
     def config(name: str, parts: int) -> RunConfig:
         return run_config(name, **NEVER, epochs=2, lr=1e-3, optim=OptimConfig(accumulation=parts))
 
-    configs = [config("two", 1), config("two-cut", 2)]
+    local = run_config("local", **(NEVER | {"options": {"queue": 40, "masked": 0.0, "alpha": 0.0}}), epochs=2)
+    configs = [config("two", 1), config("two-cut", 2), local]
     files = [tmp_path / f"{Path(made.out).name}.toml" for made in configs]
     for made, file in zip(configs, files, strict=True):
         file.write_text(to_toml(made))
@@ -93,12 +94,20 @@ def test_two_ranks_and_micro_batches_are_one_rank(run_config: Make, tmp_path: Pa
     assert done.returncode == 0, done.stderr[:3000]
     train(config("one", 1))
     one = Path(config("one", 1).out)
-    for made in configs:
+    assert sum(line["noisy"] for line in metrics(Path(local.out)) if line["kind"] == "train") > 0
+    for made in configs[:2]:
         assert_same(state(one), state(Path(made.out)), atol=1e-4)
         lines = [[line for line in metrics(run) if line["kind"] == "train"] for run in (one, Path(made.out))]
         for wanted, found in zip(*lines, strict=True):
             for name in ("loss", "itc", "itm", "mlm", "noisy"):
                 assert found[name] == pytest.approx(wanted[name], rel=1e-3), name
+
+
+def test_several_captions_an_image_are_refused_before_anything_is_written(run_config: Make) -> None:
+    config = run_config("several", **NEVER, pairs=PairsConfig(captions=2))
+    with pytest.raises(UserError, match=r"never knows 1 caption\(s\) an image: --pairs.captions 1"):
+        train(config)
+    assert not Path(config.out).exists()
 
 
 def test_a_run_starts_with_the_fusion_encoder_of_another(run_config: Make) -> None:

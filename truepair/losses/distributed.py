@@ -50,6 +50,17 @@ def all_gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def evened(x: Tensor) -> Tensor:
+    """(B, L, …) of any L -> (B, L', …): cut or padded with zeros to the last place that any rank uses, 1 at least."""
+    used = x.detach().flatten(2).any(dim=2) if x.ndim > 2 else x.detach().bool()
+    last = torch.where(used.any(dim=0), torch.arange(1, x.shape[1] + 1, device=x.device), 0).amax().clamp_min(1)
+    all_reduce_max(last)
+    length = int(last)
+    if length <= x.shape[1]:
+        return x[:, :length]
+    return torch.cat([x, x.new_zeros(len(x), length - x.shape[1], *x.shape[2:])], dim=1)
+
+
 def total(x: Tensor) -> Tensor:
     """Sum of a tensor over all ranks, without gradient."""
     x = x.detach().clone()

@@ -27,21 +27,23 @@ def drawn_negatives(
     left (N, D), right (M, D): unit rows; s = scale · left · rightᵀ. own: pairs of ids (N,), (M,); where one of them is
     equal the column is the row's own. seeds: (N,), (M,) int64 of rows and columns: the draw is a function of them, so
     ranks that share rows or columns agree. `NONE` for a row all of whose columns are its own.
+    In float32 whatever the surrounding precision.
     Source: multinomial of the softmax with the own index zeroed, ALBEF's and NEVER's code; by Gumbel's maximum, without
     a matrix, and without own groups: ours.
     """
     best = torch.full((len(left),), -torch.inf, device=left.device)
     found = torch.full((len(left),), NONE, dtype=torch.int64, device=left.device)
     height, width = TILE.get(left.device.type, TILE["cuda"])
-    for r in spans(0, len(left), height):
-        for c in spans(0, len(right), width):
-            logits = scale * (left[r].float() @ right[c].float().T)
-            drawn = uniform(seeds[0][r, None], stream, seeds[1][None, c]).clamp_min_(LEAST)
-            logits -= drawn.log_().neg_().log_()  # + Gumbel's noise, -log(-log u)
-            for of_row, of_column in own:
-                logits.masked_fill_(of_row[r, None] == of_column[None, c], -torch.inf)
-            top, place = logits.max(dim=1)
-            higher = top > best[r]
-            found[r] = torch.where(higher, place + c.start, found[r])
-            best[r] = torch.maximum(best[r], top)
+    with torch.autocast(left.device.type, enabled=False):
+        for r in spans(0, len(left), height):
+            for c in spans(0, len(right), width):
+                logits = scale * (left[r].float() @ right[c].float().T)
+                drawn = uniform(seeds[0][r, None], stream, seeds[1][None, c]).clamp_min_(LEAST)
+                logits -= drawn.log_().neg_().log_()  # + Gumbel's noise, -log(-log u)
+                for of_row, of_column in own:
+                    logits.masked_fill_(of_row[r, None] == of_column[None, c], -torch.inf)
+                top, place = logits.max(dim=1)
+                higher = top > best[r]
+                found[r] = torch.where(higher, place + c.start, found[r])
+                best[r] = torch.maximum(best[r], top)
     return found

@@ -20,6 +20,8 @@ class Needs:
     """What a method asks of the rest of the house. The loop reads it; nothing else has to change for a new method."""
 
     captions: int = 1  # K captions a row at least
+    most_captions: int | None = None  # and at most
+    images: bool = False  # `Pairs.images`
     views: int = 1  # V independent crops an image
     columns: tuple[str, ...] = ()  # numeric columns of the table
     model: str = ""  # what `--model` means when it is not given; empty: truepair-tiny
@@ -41,6 +43,7 @@ class Inputs:
     tokens: Tensor  # (b·K, L)
     columns: dict[str, Tensor] = field(default_factory=dict)  # (b, …) the columns asked for in `Needs`
     seeds: Tensor = field(default_factory=_none)  # (b,) int64, random bits of each pair and step (`losses.random`)
+    observed: dict[str, Tensor] = field(default_factory=dict)  # what `observe` returned, for `embed`
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Pairs:
     epoch: float  # epochs done so far, with fraction
     epochs: int  # of the whole run
     captions: Tensor = field(default_factory=_none)  # (B·K,) int64, equal where texts are
-    images: Tensor = field(default_factory=_none)  # (B,) int64, equal where images are
+    images: Tensor = field(default_factory=_none)  # (B,) int64, equal where images are, if asked for in `Needs`
     seeds: Tensor = field(default_factory=_none)  # (B,) as in `Inputs`
     synthetic: Tensor | None = None  # (B·K,) bool, which captions a captioner wrote; None: none
 
@@ -113,9 +116,10 @@ class Method(nn.Module):
     def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
         """What `loss` needs of b pairs and learns nothing through: a twin's features, masks; by default nothing.
 
-        Called without gradient, once for each micro-batch, right after its `embed`. First dimension b, or b·K for what
-        is one per caption; any dtype. It is put into the whole batch's `Features.extra`, under names that `embed` does
-        not use. The student's own features are in `Features` already: `.detach()` them there.
+        Called without gradient, once for each micro-batch, right before its `embed`, which finds it in
+        `inputs.observed`. First dimension b, or b·K for what is one per caption; any dtype. It is put into the whole
+        batch's `Features.extra`, under names that `embed` does not use. The student's own features are in `Features`
+        already: `.detach()` them there.
         """
         return {}
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from truepair.losses import all_gather, drawn_negatives, weighted_mean
+from truepair.losses.distributed import evened
 from truepair.losses.negatives import NONE
 from truepair.losses.random import OTHER_IMAGE, OTHER_TEXT
 from truepair.methods.base import Features, Pairs
@@ -25,16 +26,19 @@ def match_with_negatives(
     A picture's or a caption's own group, pairs with the same image or the same text, is never drawn from.
     """
     collect = (lambda x: x) if local else all_gather
-    cells, hidden, attended = (collect(features.extra[name]) for name in ("cells", "hidden", "attended"))
+    attended = evened(features.extra["attended"])  # as far as any caption goes
+    length = attended.shape[1]
+    hidden = F.pad(features.extra["hidden"], (0, 0, 0, length))[:, :length]
+    cells = features.extra["cells"]
+    every_cells, every_hidden, every_attended = (collect(x) for x in (cells, hidden, attended))
     seeds = pairs.seeds, collect(pairs.seeds)
     own = [(pairs.images, collect(pairs.images)), (pairs.captions, collect(pairs.captions))]
     other_image = drawn_negatives(features.text.detach(), collect(twin[0]), scale, own, seeds, OTHER_IMAGE)
     other_text = drawn_negatives(features.image.detach(), collect(twin[1]), scale, own, seeds, OTHER_TEXT)
 
-    here = features.extra
-    text = torch.cat([here["hidden"], here["hidden"], hidden[other_text]])
-    mask = torch.cat([here["attended"], here["attended"], attended[other_text]])
-    image = torch.cat([here["cells"], cells[other_image], here["cells"]])
+    text = torch.cat([hidden, hidden, every_hidden[other_text]])
+    mask = torch.cat([attended, attended, every_attended[other_text]])
+    image = torch.cat([cells, every_cells[other_image], cells])
     given, of_image, of_text = fusion.match(fusion(text, mask, image)).chunk(3)
     found = {"itm_image_found": other_image != NONE, "itm_text_found": other_text != NONE}
     return {"itm": given, "itm_image": of_image, "itm_text": of_text} | found

@@ -6,15 +6,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from truepair.errors import UserError
 from truepair.losses import (
-    Columns,
     Complement,
     CrossEntropy,
-    LogPartition,
     Objective,
+    Once,
     Pooled,
     Sharpened,
     Softened,
@@ -22,11 +20,12 @@ from truepair.losses import (
     pairwise_losses,
     weighted_mean,
 )
-from truepair.losses.distributed import rank
+from truepair.losses.distributed import rank, world_size
 from truepair.losses.random import SPLIT, uniform
 from truepair.methods.base import Features, Inputs, Loss, Method, Needs, Pairs
 from truepair.methods.itm import match_probability, match_with_negatives, matching_loss
 from truepair.methods.mlm import fill_gaps, masked_losses, with_gaps
+from truepair.methods.parts import averaged, local_loss
 from truepair.models.captioner import used_tokens
 from truepair.models.dual import DualEncoder
 from truepair.models.fusion import Fusion
@@ -40,12 +39,13 @@ from truepair.models.tokens import (
     prefix_tokens,
     project_image_tokens,
     project_text_tokens,
+    text_width,
+    token_width,
+    words,
 )
 from truepair.models.twin import Twin
 from truepair.pairs.columns import StringLists
 from truepair.pairs.table import PairTable
-
-CELLS = 4  # a picture's locals are the means of CELLS x CELLS parts of it; NEVER's code
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class NeverOptions:
                 "never's split asks ITM how far to believe a pair, and itm is 0; take --options.confidence itc, or "
                 "--options.ratio 0 for no split"
             )
+        if not self.fuses and (self.layers or self.heads or self.masked != 0.15 or self.vocabulary != "all"):
+            raise UserError(
+                "never's layers, heads, masked and vocabulary are a fusion encoder's; itm 0, mlm 0 build none"
+            )
         if self.start and not self.fuses:
             raise UserError(f"never's start {self.start} brings a fusion encoder; with itm 0 and mlm 0 there is none")
 
@@ -114,7 +118,8 @@ class Never(Method):
     def __init__(self, options: NeverOptions) -> None:
         super().__init__(options)
         model = "truepair-fusion-tiny" if options.fuses else ""
-        self.needs = Needs(views=2, model=model, scale_bounds=(2.0, 1000.0))  # τ in [0.001, 0.5]; code
+        bounds = (2.0, 1000.0)  # τ in [0.001, 0.5]; code
+        self.needs = Needs(views=2, most_captions=1, images=options.itm > 0, model=model, scale_bounds=bounds)
 
     def bind(self, model: DualEncoder, table: PairTable, captions: StringLists) -> None:
         options = self.options
@@ -133,6 +138,8 @@ class Never(Method):
             self.fusion = heads = Fusion.build(model, **sizes, itm=options.itm > 0, mlm=options.mlm > 0)
             if options.start:
                 self._go_on(options.start)
+        if options.local:
+            self._try_parts(model)
         self.twin = Twin(model, options.momentum, options.momentum_ramp, heads if options.mlm else None)
         self.queue = Queue(options.queue, model.config["embed_dim"])
 
@@ -146,53 +153,57 @@ class Never(Method):
 
     def _go_on(self, run: str) -> None:
         found = open_fusion(run)
-        if found.shape != self.fusion.shape:
-            raise UserError(f"the fusion encoder of {run} is of another shape than this run's: {found.shape}")
+        mine, theirs = vars(self.fusion.shape), vars(found.shape)
+        if other := [f"{name} {theirs[name]}, here {mine[name]}" for name in mine if mine[name] != theirs[name]]:
+            raise UserError(f"the fusion encoder of {run} is of another shape than this run's: {'; '.join(other)}")
         self.fusion.load_state_dict(found.state_dict())
 
+    @staticmethod
+    def _try_parts(model: DualEncoder) -> None:
+        """Raises UserError for towers whose parts cannot be compared with wholes."""
+        try:
+            project_image_tokens(model, torch.zeros(1, 1, token_width(model)))
+            project_text_tokens(model, torch.zeros(1, 1, text_width(model)))
+        except UserError as error:
+            raise UserError(f"{error}; or go without the losses of parts: --options.no-local") from error
+
     def embed(self, model: DualEncoder, inputs: Inputs) -> Features:
-        if len(inputs.tokens) != inputs.images.shape[1]:
-            raise UserError("never knows one caption an image: --pairs.captions 1")
         if not self.options.fuses:
             return super().embed(model, inputs)
         image, cells = encode_image_with_tokens(model, inputs.images[0], prefix=True)
         text, hidden = encode_text_with_tokens(model, inputs.tokens)
-        extra = {"cells": cells, "hidden": _padded(hidden, model)} if self.options.itm else {}
+        extra = {"cells": cells, "hidden": hidden} if self.options.itm else {}
         if self.options.mlm:
-            taught = self._ask_twin(inputs)
-            extra |= self._masked(model, inputs, cells, taught.pop("cells_m")) | taught
+            extra |= self._masked(model, inputs, cells)
         return Features(image, text, extra)
 
     def observe(self, model: DualEncoder, inputs: Inputs) -> dict[str, Tensor]:
-        seen = {} if self.options.mlm else self._ask_twin(inputs)  # MLM asks it in `embed`
-        if self.options.itm:
-            seen["attended"] = _padded(attended(model, inputs.tokens)[..., None], model)[..., 0]
-        return seen
-
-    @torch.no_grad()
-    def _ask_twin(self, inputs: Inputs) -> dict[str, Tensor]:
-        """f_m, g_m (b, D) of the other view, and its locals: of images (b, 16, D), of words (b, L-1, D), 0: none."""
+        """The twin's f_m, g_m (b, D) of the other view, its tokens `cells_m` (b, P, w) for MLM, its parts: of images
+        `f_l` (b, 16, D), of words `g_l` (b, L, D), zeros where no word is; for ITM `attended` (b, L)."""
+        seen = {"attended": attended(model, inputs.tokens)} if self.options.itm else {}
         twin = self.twin
         if not (self.options.local or self.options.mlm):
-            return {"f_m": twin.encode_image(inputs.images[1]), "g_m": twin.encode_text(inputs.tokens)}
+            return seen | {"f_m": twin.encode_image(inputs.images[1]), "g_m": twin.encode_text(inputs.tokens)}
         f_m, cells = twin.encode_image_with_tokens(inputs.images[1], prefix=True)
         g_m, hidden = twin.encode_text_with_tokens(inputs.tokens)
-        found = {"f_m": f_m, "g_m": g_m}
+        seen |= {"f_m": f_m, "g_m": g_m}
         if self.options.mlm:
-            found["cells_m"] = cells
+            seen["cells_m"] = cells
         if self.options.local:
-            found["f_l"] = project_image_tokens(twin.towers, _parts(cells[:, prefix_tokens(twin.towers) :]))
-            there = attended(twin.towers, inputs.tokens)[:, 1:, None]
-            found["g_l"] = _padded(project_text_tokens(twin.towers, hidden[:, 1:]) * there, twin.towers, less=1)
-        return found
+            patches = cells[:, prefix_tokens(twin.towers) :]
+            seen["f_l"] = project_image_tokens(twin.towers, averaged(patches))
+            seen["g_l"] = project_text_tokens(twin.towers, hidden) * words(twin.towers, inputs.tokens)[..., None]
+        return seen
 
-    def _masked(self, model: DualEncoder, inputs: Inputs, cells: Tensor, cells_m: Tensor) -> dict[str, Tensor]:
-        """Losses of MLM for each caption (`mlm.masked_losses`); cells, cells_m: its picture to student and twin."""
+    def _masked(self, model: DualEncoder, inputs: Inputs, cells: Tensor) -> dict[str, Tensor]:
+        """Losses of MLM for each caption (`mlm.masked_losses`); cells: its picture, by the student."""
         share, vocabulary = self.options.masked, self.vocabulary
         gaps = with_gaps(model, inputs.tokens, inputs.seeds, share=share, mask=self.mask, vocabulary=vocabulary)
-        logits = fill_gaps(model, self.fusion, gaps, cells, vocabulary)
-        with torch.no_grad():
-            taught = fill_gaps(self.twin.towers, cast(Fusion, self.twin.heads), gaps, cells_m, vocabulary)
+        logits, taught = fill_gaps(model, self.fusion, gaps, cells, vocabulary), None
+        if self.options.alpha:
+            twin = self.twin.towers, cast(Fusion, self.twin.heads)
+            with torch.no_grad():
+                taught = fill_gaps(*twin, gaps, inputs.observed["cells_m"], vocabulary)
         return masked_losses(logits, taught, gaps)
 
     def fuse(self, features: Features, scale: Tensor, pairs: Pairs) -> dict[str, Tensor]:
@@ -212,7 +223,8 @@ class Never(Method):
         images, texts = self.queue.without(*apart)
         pl_i2t, own_i2t, nl_i2t = contrast(f, f_m, g_m, texts, scale, alpha, negative=t > 0)
         pl_t2i, own_t2i, nl_t2i = contrast(g, g_m, f_m, images, scale, alpha, negative=t > 0)
-        per_pair = (own_i2t.detach() + own_t2i.detach()) / 2  # CLIP's loss of the pair, among the same negatives
+        batches = 1 + len(texts) / (len(f) * world_size())  # that a pair is compared with, while the queue fills
+        per_pair = (own_i2t + own_t2i).detach() / 2 - math.log(batches)  # CLIP's loss of the pair, as among one
 
         if options.itm:
             itm, right = matching_loss(extra)
@@ -262,7 +274,7 @@ def contrast(
     query (B, D): the student's. twin (B, D): the same side by the twin, whose softmax over the keys, at the student's
     temperature, is the target. keys (B, D), queue (Q, D): the other side by the twin.
     """
-    guide = Pooled.gathered(twin, keys, scale=scale.detach(), queue=queue)
+    guide = Once(Pooled.gathered(twin, keys, scale=scale.detach(), queue=queue))
     q = Softened(guide, alpha)
     objectives: list[Objective] = [CrossEntropy(q), CrossEntropy()]
     if negative:
@@ -286,37 +298,7 @@ def split(confidence: Tensor, chance: Tensor, ratio: float, *, local: bool = Tru
     return candidate & (chance < 1 - confidence)
 
 
-def local_loss(whole: Tensor, locals_: Tensor, scale: Tensor) -> Tensor:
-    """The whole of each sample against parts of all: -log softmax of each own part among the parts of all others.
-
-    whole (B, D): unit rows of the student. locals_ (B, P, D): unit parts by the twin, P alike on all ranks; a part of
-    zeros is none. Mean over all parts there are, () as `weighted_mean` gives it.
-    """
-    there = locals_.any(dim=2)  # (B, P)
-    parts = locals_.flatten(0, 1)
-    others = LogPartition(weight=Columns(all_gather(there.flatten())), others=True)
-    ((rest,), _) = pairwise_losses(whole, parts, scale, rows=[others])  # (B,) log Σ over others' parts
-    own = scale * torch.einsum("bd,bpd->bp", whole, locals_)
-    losses = F.softplus(rest[:, None] - own).masked_fill(~there, 0.0)  # -log e^own / (e^own + e^rest)
-    count = there.sum(dim=1)
-    return weighted_mean(losses.sum(dim=1) / count.clamp_min(1), count)
-
-
 def _intra(query: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
     """-log p_ii of each sample's student among the twin's of the batch, (B,)."""
     ((loss,), _) = pairwise_losses(query, keys, scale, rows=[CrossEntropy()])
     return loss
-
-
-def _parts(cells: Tensor) -> Tensor:
-    """(b, P, w) tokens of a square picture -> (b, 16, w) means of its CELLS x CELLS parts; fewer cells: as they are."""
-    side = math.isqrt(cells.shape[1])
-    if side**2 != cells.shape[1] or side <= CELLS:
-        return cells
-    grid = cells.mT.reshape(len(cells), -1, side, side)
-    return F.adaptive_avg_pool2d(grid, CELLS).flatten(2).mT
-
-
-def _padded(values: Tensor, model: DualEncoder, less: int = 0) -> Tensor:
-    """(b, L, …) of captions as long as the longest -> as long as any may be, alike on all ranks; zeros."""
-    return F.pad(values, (0, 0, 0, model.context_length - less - values.shape[1]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class Batch:
     rows: Tensor  # (B,) int64
     images: Tensor  # (V, B, S, S, 3) uint8, V independent crops of each image
     tokens: Tensor  # (B·K, L) int64, trimmed to the longest caption
-    image_ids: Tensor  # (B,) int64, equal exactly where the images' bytes are
+    image_ids: Tensor  # (B,) int64, equal exactly where the images' bytes are (`BatchSource.image_groups`)
     caption_ids: Tensor  # (B·K,) int64, equal exactly where the captions' text is (`text.caption_ids`)
     synthetic: Tensor  # (B·K,) bool, the captions that were written by a captioner
     columns: dict[str, Tensor] = field(default_factory=dict)  # name -> (B, …)
@@ -75,7 +76,8 @@ class BatchSource:
     completion: which of the K captions are synthetic (`text.wanted_synthetic`); "sample" and "replace" read column
     p_noise, the latter with the threshold `replace_above`.
     crop_scale: area range of the random crop.
-    columns: numeric columns of the table that the method reads. rank, world: this rank's share.
+    columns: numeric columns of the table that the method reads. image_groups: (n,) of its rows, equal exactly where the
+    images' bytes are; None: nobody asks. rank, world: this rank's share.
     """
 
     table: PairTable
@@ -92,6 +94,7 @@ class BatchSource:
     completion: Completion = "both"
     replace_above: float = 0.5
     columns: Sequence[str] = ()
+    image_groups: npt.NDArray[np.int64] | None = None
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -155,9 +158,10 @@ class BatchSource:
         return draw_captions(raw, rows, wanted, self.seed, epoch, synthetic)
 
     def _image_ids(self, rows: Any) -> Tensor:
-        """(B,) the first 64 bits of each image's SHA-256."""
-        sha = self.table.strings("sha")
-        return torch.tensor([int(sha[row][:16], 16) - (1 << 63) for row in rows.tolist()], dtype=torch.int64)
+        """(B,) numbers of the images; zeros where nobody asks for them."""
+        if self.image_groups is None:
+            return torch.zeros(len(rows), dtype=torch.int64)
+        return torch.from_numpy(self.image_groups[rows])
 
     def _stored(self, column: str, rows: Any) -> list[list[str]]:
         captions = self.table.captions(column)

@@ -69,7 +69,11 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                 drawn = draws.bits(batch.rows.numpy(), config.seed, step, draws.METHOD)
                 seeds = torch.from_numpy(drawn.view(np.int64)).to(device)
                 pairs = Pairs(
-                    *(here.rows, p_noise, here.columns, step / job.order.steps, config.epochs),
+                    rows=here.rows,
+                    p_noise=p_noise,
+                    columns=here.columns,
+                    epoch=step / job.order.steps,
+                    epochs=config.epochs,
                     captions=here.caption_ids,
                     images=here.image_ids,
                     seeds=seeds,

@@ -85,6 +85,9 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     order, without_caption = _order(config, table)
     method = _method(config)
     folder = _folder(config, resume)
+    most = method.needs.most_captions
+    if most is not None and _captions(config, method) > most:
+        raise UserError(f"{config.method} knows {most} caption(s) an image: --pairs.captions {most}")
     if config.completion.start and config.completion.mode == "both" and _captions(config, method) < 2:
         raise UserError("--completion.mode both shows a raw caption beside a synthetic one: take --pairs.captions 2")
     if config.eval.zeroshot:
@@ -137,6 +140,7 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
         completion=config.pairs.completion,
         replace_above=config.pairs.replace_above,
         columns=needs.columns,
+        image_groups=table.groups("sha") if needs.images else None,
         seed=config.seed,
         rank=rank(),
         world=world_size(),

@@ -22,16 +22,16 @@ class Trainee(nn.Module):
 
     def forward(self, inputs: Inputs, pairs: Pairs | None = None, cotangents: "Cotangents | None" = None) -> Any:
         """With `pairs`: the Loss of the whole batch. With `cotangents`: a scalar whose gradient is the batch loss's."""
-        features = self.method.embed(self.model, inputs)
         if pairs is not None:
-            return self.loss(joined(features, self.observe(inputs)), pairs)
+            self.observe(inputs)
+            return self.loss(joined(self.method.embed(self.model, inputs), inputs.observed), pairs)
         assert cotangents is not None
-        return cotangents.surrogate(features, self.shared())
+        return cotangents.surrogate(self.method.embed(self.model, inputs), self.shared())
 
     @torch.no_grad()
-    def observe(self, inputs: Inputs) -> dict[str, Tensor]:
-        """What the method observes of a micro-batch, without graph."""
-        return self.method.observe(self.model, inputs)
+    def observe(self, inputs: Inputs) -> None:
+        """Have the method observe a micro-batch, without graph."""
+        inputs.observed = self.method.observe(self.model, inputs)
 
     def loss(self, features: Features, pairs: Pairs) -> Loss:
         """The method's loss of the whole batch, in full precision; its heads before that in the surrounding one."""
@@ -80,17 +80,16 @@ def forward_backward(trainee: nn.Module, inputs: Inputs, pairs: Pairs, micro_bat
     parts = _split(inputs, micro_batches, len(pairs.rows))
     states = []
     cached: list[dict[str, Tensor]] = []
-    observed: list[dict[str, Tensor]] = []
     with torch.no_grad(), precision, _without_running_statistics(inner):
         for part in parts:
+            inner.observe(part)
             states.append(_random_state(part.tokens.device))
             cached.append(_tensors(inner.method.embed(inner.model, part)))
-            observed.append(inner.observe(part))
 
     whole = _concatenated(cached)
     leaves = {name: tensor.requires_grad_() for name, tensor in whole.items() if tensor.is_floating_point()}
     shared = inner.shared()
-    features = joined(_features(whole), _concatenated(observed))
+    features = joined(_features(whole), _concatenated([part.observed for part in parts]))
     with precision:
         loss = inner.loss(features, pairs)
     gradients = torch.autograd.grad(loss.total, [*leaves.values(), *shared], allow_unused=True)
