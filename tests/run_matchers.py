@@ -31,5 +31,5 @@ def save_run(folder: Path, towers: DualEncoder, fusion: Fusion | None, *, step: 
     save_local_dir(towers, saved)
     parts = nn.ModuleDict({"twin": nn.Linear(2, 2)} | ({} if fusion is None else {"fusion": fusion}))
     torch.save({"optimizer": {}, "method": parts.state_dict()}, saved / "state.pt")
-    (folder / "run.toml").write_text(to_toml(RunConfig(method="clip")))
+    (folder / "run.toml").write_text(to_toml(RunConfig(method="clip" if fusion is None else "never")))
     return folder

@@ -206,3 +206,34 @@ def test_the_commands_ask_the_fusion_encoder_of_a_run_that_has_one(matcher, desc
     assert audited["itm"]["figures"]["n"] == 60 and "1 - itm" in printed and "  itm 0." in printed
     figures = said("eval", run, "--noise", str(described.path))[0]["results"][0]["metrics"]
     assert figures["itm_auroc"] == pytest.approx(audited["itm"]["figures"]["auroc"])
+    plain, _ = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "plain"), "--no-itm")
+    assert "itm" not in plain and plain["figures"] == audited["figures"]
+    both = said(
+        "eval", run, "--noise", str(described.path), "--no-itm", "--retrieval", str(described.path), "--rerank", "2"
+    )[0]["results"]
+    assert [result["task"] for result in both] == [
+        "zeroshot_retrieval",
+        "zeroshot_retrieval_reranked",
+        "noise_detection",
+    ]
+    assert both[2]["metrics"] == {name: value for name, value in figures.items() if not name.startswith("itm")}
+
+
+def test_a_fusion_encoder_that_cannot_be_read_costs_a_line_and_no_more(matcher, described, tmp_path, capsys):
+    run = save_run(tmp_path / "run", matcher.towers, matcher.fusion)
+    next(run.glob("checkpoints/*/state.pt")).write_bytes(b"PK" + bytes(400))
+    noise, retrieved = ["--noise", str(described.path)], ["--retrieval", str(described.path), "--rerank", "2"]
+
+    def ended(*argv):
+        with pytest.raises(SystemExit) as end:
+            main([*argv, "--workers", "0", "--device", "cpu", "--json"])
+        out, err = capsys.readouterr()
+        return end.value.code, json.loads(out.splitlines()[-1]) if out else None, err
+
+    code, found, err = ended("audit", str(described.path), "--model", str(run), "--out", str(tmp_path / "audit"))
+    assert code == 0 and "itm" not in found and err.count("state.pt cannot be read") == err.count("without ITM: ") == 1
+    code, found, err = ended("eval", str(run), *noise)
+    assert code == 0 and "itm_auroc" not in found["results"][0]["metrics"] and err.count("cannot be read") == 1
+    assert "without ITM" not in ended("eval", str(run), *noise, "--no-itm")[2]
+    code, found, err = ended("eval", str(run), *noise, *retrieved)
+    assert (code, found) == (2, None) and "state.pt cannot be read" in err and err.count("\n") == 1

@@ -12,9 +12,10 @@ from run_matchers import live_matcher, save_run
 from torch.nn.functional import normalize
 
 from truepair.cli import main
+from truepair.errors import UserError
 from truepair.evaluate import rerank as rerank_module
 from truepair.evaluate.ranks import positives
-from truepair.evaluate.rerank import Reranked, nearest, reranked_recall
+from truepair.evaluate.rerank import Reranked, halved, nearest, reranked_recall
 from truepair.evaluate.retrieval import retrieval
 from truepair.pairs.image import decode_centre
 
@@ -144,13 +145,29 @@ def test_which_keys_tie_for_the_last_place_does_not_follow_their_order():
     assert nearest(same * torch.nan, same, 3).shape == (100, 3)
 
 
-def test_equal_verdicts_count_as_a_random_order_and_nan_finds_nothing():
+def test_equal_verdicts_count_as_a_random_order_and_what_is_no_candidate_is_not_found():
     right = positives(np.arange(4), np.array([0, 1, 2, 9]), 4)
     candidates = np.tile(np.arange(5), (4, 1))
     scores = np.zeros((4, 5), np.float32)
-    scores[2, 2] = np.nan
     recall = reranked_recall(Reranked(candidates, scores), 10, right, (1, 2, 5))
-    assert recall == pytest.approx({1: 2 / 5 / 4, 2: 4 / 5 / 4, 5: 2 / 4})  # query 2: NaN; 3: not among its candidates
+    assert recall == pytest.approx({1: 3 / 5 / 4, 2: 6 / 5 / 4, 5: 3 / 4})  # query 3: not among its candidates
+
+
+@pytest.mark.parametrize(("part", "said"), [("fusion", "the fusion encoder of"), ("towers", "the towers of")])
+def test_a_run_that_diverged_is_one_clear_line_and_not_a_bad_figure(table, part, said):
+    broken = live_matcher()
+    if part == "fusion":
+        torch.nn.init.constant_(broken.fusion.itm.bias, torch.nan)
+    else:
+        torch.nn.init.constant_(broken.towers.clip.text.ln_final.bias, torch.inf)
+    with pytest.raises(UserError, match=rf"{said} .* not finite"):
+        retrieval(broken, table, candidates=3)
+
+
+def test_tokens_beyond_float16_are_cut_to_its_largest_number(matcher):
+    tokens = torch.tensor([[-1e6, 65_500.0, 0.5, 1e30]])
+    assert halved(tokens, matcher).tolist() == [[-65_504, 65_504, 0.5, 65_504]]
+    assert halved(tokens, matcher).dtype == torch.float16
 
 
 def test_the_command_prints_both_and_refuses_what_cannot_be(matcher, table, tmp_path, capsys):
@@ -172,6 +189,7 @@ def test_the_command_prints_both_and_refuses_what_cannot_be(matcher, table, tmp_
         (["open_clip:truepair-test", *quick, "--rerank", "3"], "open_clip:truepair-test has none"),
         ([run, *quick, "--rerank", "0"], "--rerank 0 makes no sense"),
         ([run, "--noise", str(table.path), "--rerank", "3"], "give --retrieval TABLE too"),
+        ([run, *quick, "--rerank", "3", "--no-itm"], "give --noise TABLE too"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["eval", *argv])

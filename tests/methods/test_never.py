@@ -417,9 +417,10 @@ def plainly(of: Trainee, inputs: Inputs, pairs: Pairs, alpha: float) -> tuple[Te
     terms.append(local_loss(g, words_m, scale))
     l_ita = torch.stack(terms).mean()
 
-    gaps = with_gaps(model, inputs.tokens, inputs.seeds, share=0.5, mask=method.mask, vocabulary=method.vocabulary)
-    log_q = fill_gaps(model, method.fusion, gaps, cells, method.vocabulary).log_softmax(dim=1)
-    taught = fill_gaps(twin, method.twin.heads, gaps, cells_m, method.vocabulary).softmax(dim=1)
+    how = {"share": 0.5, "mask": method.mask, "vocabulary": method.vocabulary}
+    gaps = with_gaps(model, inputs.tokens, inputs.seeds, whole=True, **how)
+    log_q = fill_gaps(model, method.fusion, gaps, cells, None).log_softmax(dim=1)
+    taught = fill_gaps(twin, method.twin.heads, gaps, cells_m, None).softmax(dim=1)
     l_mlm = (1 - alpha) * F.nll_loss(log_q, gaps.answers) - alpha * (taught * log_q).sum(dim=1).mean()
     return 2.0 * l_ita + 0.7 * l_itm + 0.3 * l_mlm, noisy
 
@@ -452,7 +453,9 @@ def asked(of: Trainee, **ids: Tensor) -> tuple[dict[str, Tensor], list[tuple[Ten
             same = (values.flatten(1)[:, None] == known.flatten(1)[None]).all(dim=2)
             return same.float().argmax(dim=1)
 
-        met.append((numbers(text, features.extra["hidden"][:, : text.shape[1]]), numbers(image, features.extra["cells"])))
+        met.append(
+            (numbers(text, features.extra["hidden"][:, : text.shape[1]]), numbers(image, features.extra["cells"]))
+        )
         return type(fusion).forward(fusion, text, mask, image)
 
     fusion.forward = noted
@@ -505,7 +508,7 @@ def test_gaps_are_fifteen_words_in_a_hundred_and_eight_in_ten_of_them_show_the_m
     vocabulary = tokens.unique()
     vocabulary = vocabulary[(vocabulary > 0) & (vocabulary < 49_406)]
     seeds = torch.arange(len(tokens)) * 7919
-    gaps = with_gaps(model, tokens, seeds, share=0.15, mask=mask, vocabulary=vocabulary)
+    gaps = with_gaps(model, tokens, seeds, share=0.15, mask=mask, vocabulary=vocabulary, whole=False)
     words = torch.isin(tokens, vocabulary)
     n = int(gaps.at.sum())
     assert not (gaps.at & ~words).any() and torch.equal(gaps.tokens[~gaps.at], tokens[~gaps.at])
@@ -516,9 +519,9 @@ def test_gaps_are_fifteen_words_in_a_hundred_and_eight_in_ten_of_them_show_the_m
     assert (shown == mask).float().mean() == pytest.approx(0.8, abs=0.02)
     assert other.float().mean() == pytest.approx(0.1 * (1 - 1 / len(vocabulary)), abs=0.015)
     assert torch.isin(shown[other], vocabulary).all()
-    again = with_gaps(model, tokens[5:9], seeds[5:9], share=0.15, mask=mask, vocabulary=vocabulary)
+    again = with_gaps(model, tokens[5:9], seeds[5:9], share=0.15, mask=mask, vocabulary=vocabulary, whole=False)
     assert torch.equal(again.tokens, gaps.tokens[5:9])
-    rare = with_gaps(model, tokens, seeds, share=1.0, mask=mask, vocabulary=vocabulary[:3])
+    rare = with_gaps(model, tokens, seeds, share=1.0, mask=mask, vocabulary=vocabulary[:3], whole=True)
     assert (
         torch.isin(tokens[rare.at], vocabulary[:3]).all() and torch.isin(tokens, vocabulary[:3]).sum() == rare.at.sum()
     )

@@ -1,11 +1,13 @@
 """The towers are open_clip's: the same features from raw pixels and short captions, and names that are checked."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -266,6 +268,45 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_other_weights_for_a_directory_that_brings_its_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="brings its own weights"):
         create(f"local-dir:{saved(tmp_path / 'model')}", pretrained="laion2b")
+
+
+def test_a_text_tower_that_does_not_know_all_its_tokenizers_words_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    for rows, refused in ((49_407, True), (49_408, False), (49_409, False)):
+        folder = saved(tmp_path / str(rows))
+        config, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
+        config.write_text(config.read_text().replace('"vocab_size": 49408', f'"vocab_size": {rows}'))
+        tensors = safetensors.torch.load_file(weights)
+        words = tensors["text.token_embedding.weight"]
+        tensors["text.token_embedding.weight"] = torch.cat([words, words])[:rows].clone()
+        safetensors.torch.save_file(tensors, weights)
+        if refused:
+            with pytest.raises(UserError, match="knows 49407 tokens, but its tokenizer gives ids up to 49407"):
+                create(f"local-dir:{folder}")
+        else:
+            assert len(create(f"local-dir:{folder}").clip.text.token_embedding.weight) == rows
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(6, True), (7, False), (8, False)])
+def test_words_added_to_a_tokenizer_of_transformers_need_no_row(rows: int, refused: bool, tmp_path: Path) -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat"]
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+    fast.add_tokens(["<extra>", "<more>"])
+    fast.save_pretrained(tmp_path / "words")
+    text = {"context_length": 8, "vocab_size": rows, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    named = text | {"hf_tokenizer_name": str(tmp_path / "words")}
+    name = f"words-{rows}"
+    (tmp_path / f"{name}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": named}))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    if refused:
+        with pytest.raises(UserError, match="knows 6 tokens, but its tokenizer gives ids up to 6;"):
+            create(name)
+    else:
+        assert create(name).tokenize(["a cat"]).max() == 6
 
 
 def test_what_is_neither_run_nor_model_is_refused(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from run_matchers import live_matcher, save_run
 from torch import Tensor
 
 from truepair.errors import UserError
+from truepair.models import matcher as matcher_module
 from truepair.models.dual import create
 from truepair.models.fusion import Fusion
-from truepair.models.matcher import Matcher, find_matcher, open_fusion, open_matcher
+from truepair.models.matcher import DamagedFusion, Matcher, find_matcher, open_fusion, open_matcher
 from truepair.models.tokens import attended, encode_image_with_tokens, encode_text_with_tokens
 
 TEXTS = ["a red square", "", "a blue star beside a small yellow cross!"]
@@ -118,6 +119,42 @@ def test_a_run_of_which_only_the_towers_were_kept_has_no_matcher(run: Path, tmp_
     shutil.copytree(run, tmp_path / "run")
     next((tmp_path / "run").glob("checkpoints/*/state.pt")).unlink()
     assert find_matcher(tmp_path / "run") is None
+
+
+def test_what_stands_beside_the_towers_is_damaged_and_not_absent(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    next((tmp_path / "run").glob("checkpoints/*/state.pt")).write_bytes(b"PK" + bytes(400))
+    with pytest.raises(DamagedFusion, match=r"state\.pt cannot be read"):
+        find_matcher(tmp_path / "run")
+
+
+def test_a_fusion_encoder_can_be_that_of_any_checkpoint(matcher: Matcher, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    other = live_matcher(seed=5).fusion
+    save_run(tmp_path / "run", matcher.towers, other, step=8)
+    kept = open_fusion(tmp_path / "run/checkpoints/step-00000008").state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in other.named_parameters())
+    (tmp_path / "run/checkpoints/step-00000008/state.pt").unlink()
+    with pytest.raises(UserError, match=r"checkpoint .*step-00000008 has no fusion encoder; train one"):
+        open_fusion(tmp_path / "run/checkpoints/step-00000008")
+    for elsewhere in (tmp_path, tmp_path / "run/checkpoints"):
+        with pytest.raises(UserError, match="is no run"):
+            open_fusion(elsewhere)
+
+
+def test_it_judges_in_float32_unless_told_otherwise_also_where_half_precision_is_usual(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matcher_module, "precision_of", lambda wanted, _: "bf16" if wanted == "auto" else wanted)
+    assert {live_matcher().precision, open_matcher(run).precision} == {"fp32"}
+
+
+def test_verdicts_that_are_not_finite_are_none(images: Tensor) -> None:
+    broken = live_matcher()
+    assert broken.fusion.itm is not None
+    torch.nn.init.constant_(broken.fusion.itm.bias, torch.inf)
+    with pytest.raises(UserError, match="the fusion encoder of the run's own gives numbers that are not finite"):
+        asked(broken, images)
 
 
 def _method(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

@@ -33,6 +33,8 @@ TOWERS = {
     "average": VISION | {"pool_type": "avg"},
     "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
     "xcit": {"timm_model_name": "xcit_nano_12_p8_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32},
+    "timm-map": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
+    "convnext": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
     "timm-vit": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160},
 }
 TEXTS = ["a dog", "", "two small red squares above a large green ring", "0 !~ 0", "word " * 50]
@@ -44,7 +46,12 @@ def _towers(tmp_path_factory: pytest.TempPathFactory) -> None:
     """open_clip knows every one of TOWERS as "tower-NAME"."""
     folder = tmp_path_factory.mktemp("towers")
     for name, vision in TOWERS.items():
-        config = {"embed_dim": 16, "custom_text": True, "vision_cfg": vision, "text_cfg": TEXT}
+        config = {
+            "embed_dim": 64 if name == "timm-map" else 16,
+            "custom_text": True,
+            "vision_cfg": vision,
+            "text_cfg": TEXT,
+        }
         (folder / f"tower-{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
 
@@ -414,10 +421,39 @@ def test_attention_over_one_cell_is_the_way_of_a_resnets_cells() -> None:
     torch.testing.assert_close(project_image_tokens(model, cells), wanted, **CLOSE)
 
 
-def test_towers_that_pool_by_attention_have_no_projection_of_single_patches() -> None:
-    model = fresh("kind-coca")
+@pytest.mark.parametrize("name", ["kind-coca", "tower-timm-map"])
+def test_towers_that_pool_by_attention_have_no_projection_of_single_patches(name: str) -> None:
+    model = fresh(name)
     cells = encode_image_with_tokens(model, images(model))[1]
-    with pytest.raises(UserError, match=r"'kind-coca' \(VisionTransformer\) has no projection of single patches"):
+    assert name == "kind-coca" or cells.shape[2] == model.config["embed_dim"]  # the width does not tell
+    with pytest.raises(UserError, match=rf"'{name}' \(VisionTransformer\) has no projection of single patches"):
+        project_image_tokens(model, cells)
+
+
+@torch.no_grad()
+def test_a_map_of_one_cell_is_the_way_of_a_timm_towers_cells_its_last_norm_too() -> None:
+    model = fresh("tower-convnext")
+    trunk = model.clip.visual.trunk
+    nn.init.normal_(trunk.head.norm.weight)
+    nn.init.normal_(trunk.head.norm.bias)
+    cells = encode_image_with_tokens(model, images(model))[1]
+    alone = trunk.forward_head(cells.flatten(0, 1)[:, :, None, None])
+    wanted = normalize(model.clip.visual.head(alone), dim=-1).unflatten(0, cells.shape[:2])
+    torch.testing.assert_close(project_image_tokens(model, cells), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("change", ["a classifier", "a hidden layer", "another norm"])
+def test_a_timm_tower_that_does_more_after_pooling_has_no_projection_of_single_patches(change: str) -> None:
+    model = fresh("tower-convnext")
+    trunk = model.clip.visual.trunk
+    cells = encode_image_with_tokens(model, images(model))[1]
+    if change == "a classifier":
+        trunk.reset_classifier(64)
+    elif change == "a hidden layer":
+        trunk.head.pre_logits = nn.Linear(64, 64)
+    else:
+        trunk.head.norm = nn.BatchNorm2d(64)
+    with pytest.raises(UserError, match="has no projection of single patches"):
         project_image_tokens(model, cells)
 
 

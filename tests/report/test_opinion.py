@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
@@ -121,6 +122,43 @@ def test_columns_that_lack_what_the_metrics_promise_are_said_to(make_run: Make) 
     record = read_run(run)
     assert record.losses is None and len(record.splits) == 4
     assert len(record.notes) == 1 and record.notes[0].startswith("The losses of epoch 4 are not shown: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("confidence", ["high"] * 60),
+        ("confidence", pa.nulls(60)),
+        ("times_noisy", pa.nulls(60)),
+        ("times_noisy", pa.array([None, *range(59)], pa.int32())),
+        ("times_noisy", np.full(60, 0.5)),
+        ("noisy", pa.array([None] + [True] * 59)),
+        ("noisy", ["yes"] * 60),
+        ("row", np.arange(60) - 1),
+        ("row", pa.nulls(60)),
+        ("loss", ["much"] * 60),
+    ],
+)
+def test_columns_of_another_type_are_said_to_be(make_run: Make, name: str, values: object) -> None:
+    run = make_run(opinion=True)
+    columns = pq.read_table(run / COLUMNS)
+    place = columns.column_names.index(name)
+    pq.write_table(columns.set_column(place, name, pa.array(values)), run / COLUMNS)
+    record = read_run(run)
+    assert record.losses is None and len(record.notes) == 1
+    assert f"its column {name} holds other things" in record.notes[0]
+
+
+def test_a_null_confidence_or_loss_is_one_that_is_not_known(make_run: Make) -> None:
+    run = make_run(opinion=True)
+    columns = pq.read_table(run / COLUMNS)
+    for name in ("confidence", "loss"):
+        place = columns.column_names.index(name)
+        given = [None, *columns[name].to_pylist()[1:]]
+        columns = columns.set_column(place, name, pa.array(given, pa.float32()))
+    pq.write_table(columns, run / COLUMNS)
+    losses = read_run(run).losses
+    assert losses is not None and losses.unseen == 1 and losses.rows[0] == 1
 
 
 def test_undefined_figures_of_a_split_leave_their_sentences_out(make_run: Make, page: Callable[..., str]) -> None:

@@ -15,7 +15,8 @@ from truepair.errors import UserError
 class Audit:
     """Score every pair of a table with a model: how well it matches, how probably it is noise. Worst pairs first.
 
-    A RUN with a fusion encoder (--method never) is also asked how probably each caption describes its image (itm).
+    A RUN with a fusion encoder (--method never) is also asked how probably each caption describes its image (itm),
+    unless --no-itm is given.
 
     Examples:
       truepair audit table --model run --out audit
@@ -27,6 +28,7 @@ class Audit:
     model: str  # RUN, open_clip:NAME[:TAG] or local-dir:DIR
     out: Path  # directory for audit.parquet
     to: Path | None = None  # write a new table too: this one with the column p_noise (1 for pairs not scored)
+    no_itm: Flag = False  # leave a RUN's fusion encoder out: a pass less for every caption
     worst: int = 10  # pairs to print
     batch_size: int = 256
     workers: int = -1  # decoding processes; -1: by the number of cores
@@ -53,6 +55,7 @@ class Eval:
     retrieval: tuple[Path, ...] = ()  # pair tables
     rerank: int | None = None  # so many of the nearest are put in order by the run's fusion encoder, beside the plain
     noise: tuple[Path, ...] = ()  # pair tables with a truth column is_noise
+    no_itm: Flag = False  # leave a RUN's fusion encoder out of --noise
     captioning: tuple[Path, ...] = ()  # pair tables; with --candidates also Karpathy's or COCO's JSON
     candidates: str = ""  # a column, or COCO's result JSON: score these captions; else MODEL writes some
     references: str = ""  # the column to compare with; default: the captions in force
@@ -80,7 +83,8 @@ def audit(args: Audit) -> dict[str, Any]:
     table = PairTable.open(args.table)
     if args.to is not None and args.to.exists():
         raise UserError(f"{args.to} exists already; choose another --to")
-    model: Any = found_matcher(args.model, args.device) or loaded_model(args.model, args.device)
+    matcher = None if args.no_itm else found_matcher(args.model, args.device)
+    model: Any = matcher or loaded_model(args.model, args.device)
     with counting("scoring", len(table)) as advance:
         result = audit(
             model,
@@ -134,7 +138,10 @@ def evaluate(args: Eval) -> dict[str, Any]:
         raise UserError("--rerank K puts what --retrieval finds in another order; give --retrieval TABLE too")
     if args.rerank is not None and args.rerank < 1:
         raise UserError(f"--rerank {args.rerank} makes no sense; re-rank at least 1")
-    matcher = found_matcher(args.model, args.device) if args.noise or args.rerank else None
+    if args.no_itm and not args.noise:
+        raise UserError("--no-itm leaves the fusion encoder out of what --noise finds; give --noise TABLE too")
+    asked = args.rerank or (args.noise and not args.no_itm)
+    matcher = found_matcher(args.model, args.device, needed=bool(args.rerank)) if asked else None
     if args.rerank and matcher is None:
         raise UserError(
             f"--rerank needs a fusion encoder with ITM, {args.model} has none; train one: truepair train --method never"
@@ -145,19 +152,26 @@ def evaluate(args: Eval) -> dict[str, Any]:
     for path in args.retrieval:
         plain = retrieval(matcher or model, PairTable.open(path), candidates=args.rerank or 0, counting=counting, **how)
         results += [result.to_json() for result in (plain, plain.reranked) if result]
-    results += [noise_detection(matcher or model, PairTable.open(path), **how).to_json() for path in args.noise]
+    judge = model if args.no_itm else matcher or model
+    results += [noise_detection(judge, PairTable.open(path), **how).to_json() for path in args.noise]
     for result in results:
         named = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
         console.print(f"{result['task']} on {result['dataset']}: {named}")
     return {"results": results + (captions_judged(args, how) if args.captioning else [])}
 
 
-def found_matcher(name: str, device: str) -> Any:
-    """The model with its fusion encoder, None if it has none."""
-    from truepair.models.matcher import find_matcher
+def found_matcher(name: str, device: str, *, needed: bool = False) -> Any:
+    """The model with its fusion encoder; None if it has none, or, unless it is `needed`, a damaged one."""
+    from truepair.models.matcher import DamagedFusion, find_matcher
     from truepair.train.devices import device_of
 
-    return find_matcher(name, device=device_of(device))
+    try:
+        return find_matcher(name, device=device_of(device))
+    except DamagedFusion as error:
+        if needed:
+            raise
+        console.print(f"without ITM: {error}", style="yellow")
+        return None
 
 
 def captions_judged(args: Eval, how: dict[str, Any]) -> list[dict[str, Any]]:

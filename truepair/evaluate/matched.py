@@ -5,7 +5,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from truepair.errors import UserError
 from truepair.evaluate.pairs import Pairing
 from truepair.evaluate.rerank import pairs_at_once
 from truepair.models.matcher import Matcher
@@ -36,10 +35,7 @@ class OwnPairs:
             chosen, image = pairs[start : start + step], torch.from_numpy(owner[start : start + step])
             texts = [self.paired.texts[i] for i in self._text[chosen]]
             text, attended = self.matcher.read(self.matcher.towers.tokenize(texts))
-            found = self.matcher.probability(text, attended, cells[image.to(cells.device)])
-            if not bool(found.isfinite().all()):
-                raise UserError(f"the fusion encoder of {self.matcher.name} gives numbers that are not finite")
-            self._match[chosen] = found.cpu().numpy()
+            self._match[chosen] = self.matcher.probability(text, attended, cells[image.to(cells.device)]).cpu().numpy()
         return features
 
     def of_rows(self) -> npt.NDArray[np.float32]:

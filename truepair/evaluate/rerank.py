@@ -21,6 +21,7 @@ TIE = 1e-4  # log-odds closer than this are equal: a float32 encoder is no more 
 CPU_PAIRS, CUDA_PAIRS = 256, 4096  # scored at once, at most; on a CPU more is hardly faster
 CPU_BYTES, CUDA_BYTES = 1 << 27, 1 << 30  # of their image tokens in float32; a layer needs about twice as much beside
 TEXTS = 1024  # read at once
+HALF = torch.finfo(torch.float16).max
 
 
 class ImageTokens:
@@ -35,11 +36,14 @@ class ImageTokens:
         self._place: Integers | None = None
 
     def see(self, _: list[int], images: Tensor) -> Tensor:
-        """Encodes images, keeps their tokens behind those it has: stands for the model's `encode_image`."""
+        """Encodes images, keeps their tokens behind those it has: stands for the model's `encode_image`.
+
+        Raises UserError if they are not finite.
+        """
         features, tokens = self.matcher.see_both(images)
         if not self.held:
             self._tokens = _room(self.n, *tokens.shape[1:])
-        self._tokens[self.held : self.held + len(tokens)] = tokens.half()
+        self._tokens[self.held : self.held + len(tokens)] = halved(tokens, self.matcher)
         self.held += len(tokens)
         return features
 
@@ -65,7 +69,10 @@ class ImageTokens:
 
 
 class TextTokens:
-    """Hidden states of n texts in float16 on the CPU, one text's behind the other's, without padding."""
+    """Hidden states of n texts in float16 on the CPU, one text's behind the other's, without padding.
+
+    Raises UserError if they are not finite.
+    """
 
     def __init__(self, matcher: Matcher, texts: Sequence[str]) -> None:
         ids = [matcher.towers.tokenize(list(texts[i : i + TEXTS])) for i in range(0, len(texts), TEXTS)]
@@ -75,7 +82,7 @@ class TextTokens:
         for tokens in ids:
             text, attended = matcher.read(tokens)
             lengths.append(attended.sum(dim=1).cpu())
-            states.append(text[attended].half().cpu())
+            states.append(halved(text[attended], matcher).cpu())
         self._states = torch.cat(states)  # (S, w)
         self._lengths = torch.cat(lengths)
         self._starts = self._lengths.cumsum(0) - self._lengths
@@ -96,11 +103,21 @@ class TextTokens:
         return states.to(device).float(), attended.to(device)
 
 
+def halved(tokens: Tensor, matcher: Matcher) -> Tensor:
+    """Tokens of any shape in float16; numbers beyond its range become its largest (maps before a layer norm may be so).
+
+    Raises UserError if they are not finite.
+    """
+    if not bool(tokens.isfinite().all()):
+        raise UserError(f"the towers of {matcher.name} give tokens that are not finite; there is nothing to re-rank by")
+    return tokens.clamp(-HALF, HALF).half()
+
+
 @dataclass(frozen=True)
 class Reranked:
     """The keys a query is left with. candidates: (n, K) int64 key numbers. scores: (n, K) float32, log-odds of a match.
 
-    A row is in no particular order.
+    Scores are finite. A row is in no particular order.
     """
 
     candidates: Integers
@@ -115,7 +132,7 @@ def rerank(
     image (I, D), text (T, D): float32 unit rows of the dual encoder, row i that of `images`' i and `texts`' i.
     As ALBEF (arXiv 2107.07651, section 3.3 and its code, k_test) re-ranks; a pair that both directions ask for is
     scored once. Memory: the tokens held, k numbers a query, and the pairs scored at once.
-    Raises UserError for k < 1.
+    Raises UserError for k < 1, and for a fusion encoder whose verdicts are not finite.
     """
     if k < 1:
         raise UserError(f"re-ranking the {k} nearest makes no sense; re-rank at least 1")
@@ -160,7 +177,7 @@ def nearest(queries: Tensor, keys: Tensor, k: int, *, tile: tuple[int, int] | No
 def reranked_recall(ranked: Reranked, n_keys: int, right: Positives, ks: Sequence[int]) -> dict[int, float]:
     """k -> share of queries with a right key among the first k candidates, ordered by their scores alone.
 
-    A query whose right keys are not among its candidates never hits; neither does one whose score of them is NaN.
+    A query whose right keys are not among its candidates never hits.
     Ties (log-odds within 1e-4) count as a random order does on average.
     """
     n = len(ranked.candidates)
@@ -170,7 +187,7 @@ def reranked_recall(ranked: Reranked, n_keys: int, right: Positives, ks: Sequenc
     is_right = torch.from_numpy(np.isin(np.arange(n)[:, None] * n_keys + ranked.candidates, wanted))
     best = scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)
     above = (~is_right & (scores > best + TIE)).sum(dim=1)
-    tied = (~is_right & ~(scores < best - TIE)).sum(dim=1) - above
+    tied = (~is_right & (scores >= best - TIE)).sum(dim=1) - above
     tied_right = (is_right & (scores >= best - TIE)).sum(dim=1)
     found = hits(above, tied, tied_right, ks)
     return {k: float(hit.mean()) for k, hit in zip(ks, found, strict=True)}

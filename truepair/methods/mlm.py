@@ -17,8 +17,8 @@ MASKED, RANDOM = 0.8, 0.1  # of the gaps: the mask token, any word; the others k
 
 @dataclass(frozen=True)
 class Gaps:
-    """Captions with gaps. tokens: (b, L) as the towers see them; at: (b, L) bool; answers: (m,) the ids at the gaps, as
-    places in the vocabulary."""
+    """Captions with gaps. tokens: (b, L) as the towers see them; at: (b, L) bool; answers: (m,) what stood there, as
+    places in the logits of `fill_gaps`."""
 
     tokens: Tensor
     at: Tensor
@@ -26,26 +26,29 @@ class Gaps:
 
 
 def with_gaps(
-    model: DualEncoder, tokens: Tensor, seeds: Tensor, *, share: float, mask: int, vocabulary: Tensor
+    model: DualEncoder, tokens: Tensor, seeds: Tensor, *, share: float, mask: int, vocabulary: Tensor, whole: bool
 ) -> Gaps:
     """Hide each word of (b, L) captions with probability `share`; a function of `seeds` (b,).
 
     mask: id of the mask token. vocabulary: (v,) ascending ids, all that may be asked for or stand in for a word; words
-    outside of it are never hidden.
+    outside of it are never hidden. whole: answers are ids, among all tokens, rather than places in the vocabulary.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     seeds = seeds[:, None]
-    answers = torch.searchsorted(vocabulary, tokens).clamp_max_(len(vocabulary) - 1)
-    at = words(model, tokens) & (vocabulary[answers] == tokens) & (uniform(seeds, GAP, place) < share)
+    places = torch.searchsorted(vocabulary, tokens).clamp_max_(len(vocabulary) - 1)
+    at = words(model, tokens) & (vocabulary[places] == tokens) & (uniform(seeds, GAP, place) < share)
     kind = uniform(seeds, REPLACE, place)
     drawn = (uniform(seeds, REPLACE, place, 1) * len(vocabulary)).long()
     shown = torch.where(at & (kind < MASKED), mask, tokens)
     shown = torch.where(at & (kind >= MASKED) & (kind < MASKED + RANDOM), vocabulary[drawn], shown)
-    return Gaps(shown, at, answers[at])
+    return Gaps(shown, at, (tokens if whole else places)[at])
 
 
-def fill_gaps(model: DualEncoder, fusion: Fusion, gaps: Gaps, image: Tensor, vocabulary: Tensor) -> Tensor:
-    """(m, v) float32 logits of what stood at each gap; image: (b, P, w) the pictures' tokens."""
+def fill_gaps(model: DualEncoder, fusion: Fusion, gaps: Gaps, image: Tensor, vocabulary: Tensor | None) -> Tensor:
+    """(m, v) float32 logits of what stood at each gap, among all tokens without a vocabulary.
+
+    image: (b, P, w) the pictures' tokens.
+    """
     hidden = encode_text_with_tokens(model, gaps.tokens)[1]
     fused = fusion(hidden, attended(model, gaps.tokens), image)
     return fusion.fill(fused[gaps.at], word_embedding(model), vocabulary)

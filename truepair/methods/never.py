@@ -71,7 +71,7 @@ class NeverOptions:
     vocabulary: Literal["all", "used"] = "all"  # MLM answers with any token; code. With those of the captions; ours
     layers: int = 0  # of the fusion encoder; 0: as many as the text tower has; code (6 and 6)
     heads: int = 0  # of the fusion encoder; 0: the text tower's; code
-    start: str = ""  # RUN whose fusion encoder to go on from; --model local-dir:CHECKPOINT brings its towers
+    start: str = ""  # RUN, or its checkpoint, whose fusion encoder to go on from; --model local-dir:CHECKPOINT: towers
 
     def __post_init__(self) -> None:
         for name in ("ratio", "alpha", "masked"):
@@ -197,8 +197,10 @@ class Never(Method):
 
     def _masked(self, model: DualEncoder, inputs: Inputs, cells: Tensor) -> dict[str, Tensor]:
         """Losses of MLM for each caption (`mlm.masked_losses`); cells: its picture, by the student."""
-        share, vocabulary = self.options.masked, self.vocabulary
-        gaps = with_gaps(model, inputs.tokens, inputs.seeds, share=share, mask=self.mask, vocabulary=vocabulary)
+        whole = self.options.vocabulary == "all"
+        how: dict[str, Any] = {"share": self.options.masked, "mask": self.mask, "vocabulary": self.vocabulary}
+        gaps = with_gaps(model, inputs.tokens, inputs.seeds, whole=whole, **how)
+        vocabulary = None if whole else self.vocabulary
         logits, taught = fill_gaps(model, self.fusion, gaps, cells, vocabulary), None
         if self.options.alpha:
             twin = self.twin.towers, cast(Fusion, self.twin.heads)

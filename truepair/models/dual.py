@@ -15,6 +15,7 @@ import open_clip
 import safetensors.torch
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from truepair.pairs.text import tokenize
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = "truepair-tiny"  # what `--model` means when it is not given: fit for a CPU
+CONFIG = "open_clip_config.json"  # open_clip's name of it, in a folder that it loads a model from
 SCALE_BOUND = 100.0  # open_clip and CLIP's code clamp 1/τ here
 UNUSABLE = (  # what open_clip raises on configurations and weights that are missing, broken or of another model
     RuntimeError,
@@ -169,7 +171,8 @@ def create(
 
     init_scale, init_bias: log(1/τ) and logit bias of a model without weights of its own; models that come with
     weights keep theirs, and gain the bias only if they have none.
-    Raises UserError for a name or weights that do not exist or do not fit; a directory without weights is an error.
+    Raises UserError for a name or weights that do not exist or do not fit; a directory without weights is an error,
+    and so is a text tower that does not know all that its tokenizer says.
     """
     scheme = name.startswith(("local-dir:", "hf-hub:"))
     if scheme and pretrained:
@@ -196,7 +199,35 @@ def create(
         raise UserError(f"model {name!r}{weights} cannot be loaded: {reason(error)}") from error
     if init_bias is not None and not clip.logit_bias.any():  # open_clip makes it 0 where the weights have none
         nn.init.constant_(clip.logit_bias, init_bias)
+    rows, highest = _embedding_rows(clip.text), _highest_token(tokenizer)
+    if rows is not None and highest >= rows:
+        raise UserError(
+            f"model {name!r} knows {rows} tokens, but its tokenizer gives ids up to {highest}; set text_cfg.vocab_size "
+            f"to {highest + 1} or more, or name its own tokenizer there (hf_tokenizer_name)"
+        )
     return DualEncoder(clip, name, config | {"custom_text": True} | initial, tokenizer)
+
+
+def _embedding_rows(text: Any) -> int | None:
+    """Rows of a text tower's token embedding; None for one of another kind."""
+    if isinstance(text, TextTransformer):
+        return len(text.token_embedding.weight)
+    if isinstance(text, HFTextEncoder):
+        return len(text.transformer.get_input_embeddings().weight)
+    return None
+
+
+def _highest_token(tokenizer: Any) -> int:
+    """The highest id that an open_clip tokenizer gives texts; -1 if it does not tell.
+
+    Of transformers' only the vocabulary counts and what frames a text: other added tokens (T5's) need no embedding.
+    """
+    inner: Any = getattr(tokenizer, "tokenizer", None)
+    if hasattr(inner, "get_added_vocab"):
+        ids: dict[str, int] = inner.get_vocab()
+        added = inner.get_added_vocab()
+        return max(int(tokenizer([""]).max()), *(id_ for token, id_ in ids.items() if token not in added))
+    return int(getattr(tokenizer, "vocab_size", 0)) - 1
 
 
 @contextmanager
@@ -212,7 +243,7 @@ def _quiet() -> Iterator[None]:
 
 def _model_config(name: str) -> dict[str, Any]:
     if name.startswith("local-dir:"):
-        path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+        path = Path(name.removeprefix("local-dir:")) / CONFIG
         config: dict[str, Any] = json.loads(path.read_text())["model_cfg"]
         return config
     return dict(open_clip.get_model_config(name))
@@ -238,7 +269,7 @@ def open_model(name: str) -> DualEncoder:
 
 def newest_checkpoint(run: Path) -> tuple[Path, int]:
     """The folder of a run's newest checkpoint, and its step. Raises UserError if there is none."""
-    found = [file.parent for file in run.glob("checkpoints/step-*/open_clip_config.json")]
+    found = [file.parent for file in run.glob(f"checkpoints/step-*/{CONFIG}")]
     steps = {int(folder.name[5:]): folder for folder in found if re.fullmatch("[0-9]+", folder.name[5:])}
     if not steps:
         raise UserError(f"run {run} has no checkpoint yet")
@@ -255,6 +286,6 @@ def save_local_dir(model: DualEncoder, folder: Path) -> None:
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.clip.state_dict().items()}
     safetensors.torch.save_file(tensors, folder / "open_clip_model.safetensors")
     text = {"model_cfg": model.config, "preprocess_cfg": model.preprocess_config()}
-    (folder / "open_clip_config.json").write_text(json.dumps(text, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(text, indent=2) + "\n")
     if isinstance(model.tokenizer, open_clip.tokenizer.HFTokenizer):
         model.tokenizer.save_pretrained(str(folder))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from truepair.errors import UserError, reason
-from truepair.models.dual import DualEncoder, create, newest_checkpoint
+from truepair.models.dual import CONFIG, DualEncoder, create, newest_checkpoint
 from truepair.models.encoders import evaluating
 from truepair.models.fusion import Fusion
 from truepair.models.likeness import Precision, at_rest, precision_of
@@ -23,12 +23,16 @@ FUSION = "fusion"  # the name a method gives the sub-module
 TRAIN = "train one: truepair train --method never"
 
 
+class DamagedFusion(UserError):
+    """The fusion encoder that a run should have cannot be read or does not fit its towers; the towers may be sound."""
+
+
 class Matcher:
     """P(caption describes image) of a dual encoder and the fusion encoder trained with it (image-text matching).
 
     The modules may be those of a run that trains on: their state, torch's randomness and autocast are left as they
     were. No result has a graph. The towers compute in the precision of their weights, as evaluation has them compute,
-    the fusion encoder in `precision`.
+    the fusion encoder in `precision`: float32, because pairs are ranked by small differences.
 
     Attributes:
         towers, fusion, name; precision in use.
@@ -36,7 +40,7 @@ class Matcher:
     """
 
     def __init__(
-        self, towers: DualEncoder, fusion: Fusion, *, name: str = "the run's own", precision: Precision = "auto"
+        self, towers: DualEncoder, fusion: Fusion, *, name: str = "the run's own", precision: Precision = "fp32"
     ) -> None:
         self.towers, self.fusion, self.name = towers, fusion, name
         self.precision = precision_of(precision, towers.device)
@@ -65,15 +69,18 @@ class Matcher:
     def logits(self, text: Tensor, attended: Tensor, image: Tensor) -> Tensor:
         """(n, L, w), (n, L) bool, (n, P, v) -> (n, 2) float32, [mismatch, match]; text i is asked of image i.
 
-        Raises UserError if the device's memory is too small.
+        Raises UserError if the device's memory is too small, or the numbers are not finite.
         """
         try:
             with at_rest(self.fusion, self.device, self.precision):
-                return self.fusion.match(self.fusion(text, attended, image)).float()
+                found = self.fusion.match(self.fusion(text, attended, image)).float()
         except torch.OutOfMemoryError:
             raise UserError(
                 f"{len(text)} pairs at once are too many for the device's memory; use --device cpu"
             ) from None
+        if not bool(found.isfinite().all()):
+            raise UserError(f"the fusion encoder of {self.name} gives numbers that are not finite; it cannot judge")
+        return found
 
     def log_odds(self, text: Tensor, attended: Tensor, image: Tensor) -> Tensor:
         """(n,) float32, log P(match)/P(mismatch): orders as `probability` does and does not saturate."""
@@ -85,7 +92,7 @@ class Matcher:
         return self.log_odds(text, attended, image).sigmoid()
 
 
-def open_matcher(run: str | Path, *, device: torch.device | str = "cpu", precision: Precision = "auto") -> Matcher:
+def open_matcher(run: str | Path, *, device: torch.device | str = "cpu", precision: Precision = "fp32") -> Matcher:
     """Towers and fusion encoder of a run's newest checkpoint, as they are.
 
     Raises UserError if `run` is no run, has no checkpoint or no fusion encoder with a matching head, or if its files
@@ -98,11 +105,12 @@ def open_matcher(run: str | Path, *, device: torch.device | str = "cpu", precisi
 
 
 def find_matcher(
-    model: str | Path, *, device: torch.device | str = "cpu", precision: Precision = "auto"
+    model: str | Path, *, device: torch.device | str = "cpu", precision: Precision = "fp32"
 ) -> Matcher | None:
     """`open_matcher` of what `open_model` takes, None where it is a model without a fusion encoder or without ITM.
 
-    Raises UserError as `open_matcher` for a run that is damaged or has no checkpoint.
+    Raises DamagedFusion, a UserError, if that cannot be read or does not fit; UserError as `open_matcher` for towers
+    that are damaged, or a run without checkpoint.
     """
     if not _is_run(model):
         return None
@@ -113,7 +121,7 @@ def find_matcher(
     towers = create(f"local-dir:{saved}")
     widths, wanted = (fusion.shape.width, fusion.shape.image_width), (text_width(towers), token_width(towers))
     if widths != wanted:
-        raise UserError(
+        raise DamagedFusion(
             f"the fusion encoder of {saved} does not fit its towers: its text and image tokens have {widths} numbers, "
             f"theirs {wanted}"
         )
@@ -125,9 +133,11 @@ def find_matcher(
 def open_fusion(run: str | Path) -> Fusion:
     """The fusion encoder of a run's newest checkpoint, alone, on the CPU; with the heads it was trained with.
 
-    Raises UserError if `run` is no run, has no checkpoint or no fusion encoder, or if its files are damaged.
+    run: a run, or one of its checkpoints (RUN/checkpoints/step-N).
+    Raises UserError if it is neither, has no checkpoint or no fusion encoder, or if its files are damaged.
     """
-    fusion = _fusion_of(newest_checkpoint(Path(run))[0]) if _is_run(run) else None
+    saved = Path(run) if _is_checkpoint(run) else newest_checkpoint(Path(run))[0] if _is_run(run) else None
+    fusion = None if saved is None else _fusion_of(saved)
     if fusion is None:
         raise UserError(f"{_called(run)} has no fusion encoder; {TRAIN}")
     return fusion
@@ -137,17 +147,28 @@ def _is_run(model: str | Path) -> bool:
     return (Path(model) / "run.toml").is_file()
 
 
+def _is_checkpoint(folder: str | Path) -> bool:
+    return (Path(folder) / CONFIG).is_file() and not _is_run(folder)
+
+
 def _called(model: str | Path) -> str:
-    return f"run {model}" if _is_run(model) else f"model {str(model)!r} is no run (no run.toml there) and"
+    if _is_run(model):
+        return f"run {model}"
+    if _is_checkpoint(model):
+        return f"checkpoint {model}"
+    return f"model {str(model)!r} is no run (no run.toml there) and"
 
 
 def _fusion_of(saved: Path) -> Fusion | None:
     """The fusion encoder of a checkpoint's folder; None if its method has none, or only the towers were kept."""
     file = saved / STATE
-    state = part(method_state(file), FUSION) if file.exists() else {}
+    try:
+        state = part(method_state(file), FUSION) if file.exists() else {}
+    except UserError as error:
+        raise DamagedFusion(str(error)) from error
     if not state:
         return None
     try:
         return Fusion.from_state(state)
     except (UserError, *DAMAGE) as error:
-        raise UserError(f"the fusion encoder of {saved} cannot be read: {reason(error)}") from error
+        raise DamagedFusion(f"the fusion encoder of {saved} cannot be read: {reason(error)}") from error

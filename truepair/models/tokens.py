@@ -7,6 +7,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.layers import AttentionPool2d, RotAttentionPool2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -121,7 +122,8 @@ def project_image_tokens(model: DualEncoder, cells: Tensor) -> Tensor:
 
     By the image tower's own way from its last map to its features, as if a token were all it saw: layer norms that
     come after pooling, then the projection, if there is one. The attention pool of CLIP's ResNets gives its values and
-    output maps (MaskCLIP, Zhou et al. 2022, arXiv 2112.01071). Raises UserError for towers that have no such way.
+    output maps (MaskCLIP, Zhou et al. 2022, arXiv 2112.01071). Raises UserError for towers that have no such way: those
+    that pool by another kind of attention (SigLIP's), or project by a classifier of timm's.
     """
     visual: Any = model.clip.visual
     seen: Tensor | None = None
@@ -130,14 +132,31 @@ def project_image_tokens(model: DualEncoder, cells: Tensor) -> Tensor:
         seen = seen if visual.proj is None else seen @ visual.proj
     elif isinstance(visual, ModifiedResNet):
         seen = visual.attnpool.c_proj(visual.attnpool.v_proj(cells))
-    elif isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
-        norm = getattr(visual.trunk, "fc_norm", None)  # of transformers whose patches are averaged
-        seen = visual.head(cells if norm is None else norm(cells))
+    elif isinstance(visual, TimmModel):
+        seen = _alone_in_timm(visual, cells)
     if seen is None or seen.shape[-1] != model.config["embed_dim"]:
         raise UserError(
             f"the image tower of model {model.name!r} ({_kind(visual)}) has no projection of single patches"
         )
     return F.normalize(seen.float(), dim=-1)
+
+
+def _alone_in_timm(visual: Any, cells: Tensor) -> Tensor | None:
+    """`project_image_tokens` of a timm tower, not normed; None if it does more than pick or average, and project."""
+    trunk = visual.trunk
+    head = getattr(trunk, "head", None)
+    attends = isinstance(head, AttentionPool2d | RotAttentionPool2d) or getattr(trunk, "attn_pool", None) is not None
+    more = trunk.num_classes > 0 or not isinstance(getattr(head, "pre_logits", None), nn.Identity | None)
+    if attends or more or hasattr(visual.head, "pool"):
+        return None
+    norm = getattr(trunk, "fc_norm", None)  # of transformers whose patches are averaged
+    norm = getattr(head, "norm", None) if norm is None else norm  # of convolutional towers, over channels
+    if isinstance(norm, nn.LayerNorm):
+        cells = F.layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    elif not isinstance(norm, nn.Identity | None):
+        return None
+    projected: Tensor = visual.head(cells)
+    return projected
 
 
 def text_tokens(model: DualEncoder, tokens: Tensor) -> Tensor:

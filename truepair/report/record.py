@@ -20,6 +20,7 @@ from truepair.pairs.table import PairTable
 
 Vector = NDArray[np.float64]
 
+OPINION = ("confidence", "noisy", "times_noisy")  # columns that a method with an opinion of its own adds
 COMMON = frozenset(  # figures that every run writes at each step; what a line holds beyond them is the method's own
     ["kind", "step", "epoch", "lr", "loss", "scale", "grad_norm", "samples_per_s", "data_wait", "repeated_captions"]
 )
@@ -211,10 +212,10 @@ def _losses(
     fit = next((fit for fit in fits if fit.epoch == epoch), None)
     split = next((split for split in splits if split.epoch == epoch), None)
     try:
-        names = ["row", "loss", "p_noise", *(["confidence", "noisy", "times_noisy"] if split else [])]
+        names = ["row", "loss", "p_noise", *(OPINION if split else ())]
         columns = pq.read_table(paths[epoch], columns=names)
-        rows, loss, p_noise, *said = (columns.column(name).to_numpy() for name in names)
-    except (OSError, KeyError, pa.ArrowException) as error:
+        rows, loss, p_noise, *said = (_typed(columns, name) for name in names)
+    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         notes.append(f"The losses of epoch {epoch} are not shown: {paths[epoch]} cannot be read ({error}).")
         return None
     seen = np.isfinite(loss)
@@ -231,6 +232,21 @@ def _losses(
         opinion = PairOpinions(split, confidence.astype(np.float64), noisy.astype(np.bool_), times.astype(np.int64))
     loss, p_noise = loss[seen].astype(np.float64), p_noise[seen].astype(np.float64)
     return PairLosses(fit, rows[seen], loss, p_noise, truth, int((~seen).sum()), opinion)
+
+
+def _typed(columns: pa.Table, name: str) -> NDArray[Any]:
+    """A column as the ledger writes it: bool, whole numbers or, NaN for null, float64. Raises TypeError for others."""
+    column, types = columns.column(name), pa.types
+    if name == "noisy":
+        wanted, fits = "true or false", types.is_boolean(column.type)
+    elif name in ("row", "times_noisy"):
+        wanted, fits = "whole numbers from 0 on", types.is_integer(column.type)
+    else:
+        wanted, fits = "numbers", types.is_floating(column.type) or types.is_integer(column.type)
+    values: NDArray[Any] = (column.cast(pa.float64()) if fits and wanted == "numbers" else column).to_numpy()
+    if not fits or (wanted != "numbers" and (column.null_count or (values < 0).any())):
+        raise TypeError(f"its column {name} holds other things ({column.type}) than {wanted}")
+    return values
 
 
 def labels(runs: Sequence[RunRecord]) -> list[str]:
