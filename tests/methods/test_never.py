@@ -230,7 +230,9 @@ def test_the_batchs_own_rows_and_captions_can_be_kept_out_of_the_queue() -> None
     [
         ({"ratio": 1.2}, "ratio is 1.2; it is a share"),
         ({"mlm": -1.0}, "mlm is -1.0; it must be 0 or more"),
-        ({"itm": 0.0}, "asks ITM how far to believe a pair, and itm is 0"),
+        ({"itm": 0.0}, "asks ITM how far to believe a pair"),
+        ({"masked": 0.0}, "masked 0 hides no word"),
+        ({"itm": 0.0, "mlm": 0.0, "confidence": "itc", "layers": 2}, "are of a fusion encoder"),
         ({"itc": 0.0, "itm": 0.0, "mlm": 0.0, "ratio": 0.0}, "are all 0"),
         ({"queue": -1}, "queue is -1"),
         ({"itm": 0.0, "mlm": 0.0, "ratio": 0.0, "start": "run"}, "brings a fusion encoder"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from truepair.errors import UserError
 from truepair.models import matcher as matcher_module
-from truepair.models.dual import create
+from truepair.models.dual import create, newest_checkpoint
 from truepair.models.fusion import Fusion
 from truepair.models.matcher import DamagedFusion, Matcher, find_matcher, open_fusion, open_matcher
 from truepair.models.tokens import attended, encode_image_with_tokens, encode_text_with_tokens
@@ -126,6 +126,12 @@ def test_what_stands_beside_the_towers_is_damaged_and_not_absent(run: Path, tmp_
     next((tmp_path / "run").glob("checkpoints/*/state.pt")).write_bytes(b"PK" + bytes(400))
     with pytest.raises(DamagedFusion, match=r"state\.pt cannot be read"):
         find_matcher(tmp_path / "run")
+
+
+def test_a_checkpoint_of_a_run_is_a_matcher_as_the_run_is(run: Path, images: Tensor) -> None:
+    saved, _ = newest_checkpoint(run)
+    found = find_matcher(f"local-dir:{saved}")
+    assert found is not None and torch.equal(asked(found, images), asked(open_matcher(run), images))
 
 
 def test_a_fusion_encoder_can_be_that_of_any_checkpoint(matcher: Matcher, run: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_two_ranks_and_micro_batches_are_one_rank(run_config: Make, tmp_path: Pa
     def config(name: str, parts: int) -> RunConfig:
         return run_config(name, **NEVER, epochs=2, lr=1e-3, optim=OptimConfig(accumulation=parts))
 
-    local = run_config("local", **(NEVER | {"options": {"queue": 40, "masked": 0.0, "alpha": 0.0}}), epochs=2)
+    local = run_config("local", **(NEVER | {"options": {"queue": 40, "mlm": 0.0, "alpha": 0.0}}), epochs=2)
     configs = [config("two", 1), config("two-cut", 2), local]
     files = [tmp_path / f"{Path(made.out).name}.toml" for made in configs]
     for made, file in zip(configs, files, strict=True):
@@ -105,7 +105,7 @@ def test_two_ranks_and_micro_batches_are_one_rank(run_config: Make, tmp_path: Pa
 
 def test_several_captions_an_image_are_refused_before_anything_is_written(run_config: Make) -> None:
     config = run_config("several", **NEVER, pairs=PairsConfig(captions=2))
-    with pytest.raises(UserError, match=r"never knows 1 caption\(s\) an image: --pairs.captions 1"):
+    with pytest.raises(UserError, match=r"never takes 1 caption an image at most: --pairs.captions 1"):
         train(config)
     assert not Path(config.out).exists()
 

@@ -10,6 +10,10 @@ from truepair.cli.output import console, counting
 from truepair.cli.settings import Flag, checked_batch_size, checked_workers, loaded_model
 from truepair.errors import UserError
 
+UNLEARNT = (
+    0.95  # share of the pairs that ITM doubts if it has learnt little: it meets two mismatches for each match (ours)
+)
+
 
 @dataclass
 class Audit:
@@ -109,6 +113,12 @@ def audit(args: Audit) -> dict[str, Any]:
             f"{agreed.both:,}, by p_noise alone {agreed.first:,}, by itm alone {agreed.second:,}, "
             f"by neither {agreed.neither:,}"
         )
+        if agreed.both + agreed.second >= UNLEARNT * agreed.n:
+            console.print(
+                "ITM doubts nearly every pair: it has hardly learnt to match (itm_accuracy in the run's log near 0.67);"
+                " trust its order, if at all, and not its probabilities",
+                style="yellow",
+            )
     captions = table.captions()
     for row in result.worst(args.worst):
         texts = " | ".join(captions[row])

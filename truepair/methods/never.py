@@ -61,7 +61,7 @@ class NeverOptions:
     momentum: float = 0.995  # of the twin; code
     momentum_ramp: bool = False  # the twin follows faster in the first steps; ours, for runs of less than 2,000
     queue: int = 65_536  # pairs of former steps that are negatives too; 0: none; code
-    queue_apart: bool = False  # but those of the batch's own rows and captions; ours
+    queue_apart: bool = False  # leave out of the queue what has a row or a caption of the batch; ours
     itc: float = 1.0  # weight of the contrastive losses; code
     itm: float = 1.0  # weight of image-text matching; code
     mlm: float = 1.0  # weight of masked language modelling; code. itm 0 and mlm 0: no fusion encoder
@@ -69,8 +69,8 @@ class NeverOptions:
     local: bool = True  # the student's image against the twin's parts of images, its text against words; code
     masked: float = 0.15  # share of the words that MLM hides; code
     vocabulary: Literal["all", "used"] = "all"  # MLM answers with any token; code. With those of the captions; ours
-    layers: int = 0  # of the fusion encoder; 0: as many as the text tower has; code (6 and 6)
-    heads: int = 0  # of the fusion encoder; 0: the text tower's; code
+    layers: int = 0  # of the fusion encoder; 0: as many as the text tower has; code (6 beside 6)
+    heads: int = 0  # of the fusion encoder; 0: the text tower's; code (12)
     start: str = ""  # RUN, or its checkpoint, whose fusion encoder to go on from; --model local-dir:CHECKPOINT: towers
 
     def __post_init__(self) -> None:
@@ -85,15 +85,15 @@ class NeverOptions:
                 raise UserError(f"never's {name} is {getattr(self, name)}; it must be 0 or more")
         if self.itc + self.itm + self.mlm == 0:
             raise UserError("never's weights itc, itm and mlm are all 0; nothing would be learnt")
+        if self.mlm and not self.masked:
+            raise UserError("masked 0 hides no word from masked language modelling; without it: --options.mlm 0")
         if self.ratio and self.confidence == "itm" and not self.itm:
             raise UserError(
-                "never's split asks ITM how far to believe a pair, and itm is 0; take --options.confidence itc, or "
-                "--options.ratio 0 for no split"
+                "the split asks ITM how far to believe a pair (confidence itm), and ITM's weight itm is 0; take "
+                "--options.confidence itc, or --options.ratio 0 for no split"
             )
         if not self.fuses and (self.layers or self.heads or self.masked != 0.15 or self.vocabulary != "all"):
-            raise UserError(
-                "never's layers, heads, masked and vocabulary are a fusion encoder's; itm 0, mlm 0 build none"
-            )
+            raise UserError("layers, heads, masked and vocabulary are of a fusion encoder; itm 0 and mlm 0 build none")
         if self.start and not self.fuses:
             raise UserError(f"never's start {self.start} brings a fusion encoder; with itm 0 and mlm 0 there is none")
 

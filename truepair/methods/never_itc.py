@@ -10,9 +10,9 @@ from truepair.methods.never import Never, NeverOptions
 class NeverItcOptions(NeverOptions):
     """Options of NEVER, with the defaults of a run without fusion encoder (ours)."""
 
-    confidence: Literal["itm", "itc"] = "itc"
-    itm: float = 0.0
-    mlm: float = 0.0
+    confidence: Literal["itm", "itc"] = "itc"  # c: p_ii of the softmax; ours
+    itm: float = 0.0  # no image-text matching
+    mlm: float = 0.0  # no masked language modelling: no fusion encoder, nothing of it to set
 
 
 class NeverItc(Never):

@@ -76,9 +76,10 @@ class Fusion(nn.Module):
         the mask token before, the MLM head counts the embedding's rows.
         Raises UserError for towers without tokens, and for shapes that cannot be.
         """
-        if layers < 0 or heads < 0:
+        if not 0 <= layers <= MOST_LAYERS or heads < 0:
             raise UserError(
-                f"a fusion encoder of {layers} layers and {heads} heads cannot be; 0 takes the text tower's"
+                f"a fusion encoder of {layers} layers and {heads} heads cannot be; 0 takes the text tower's, at most "
+                f"{MOST_LAYERS} layers"
             )
         width, usual = text_width(model), _usual(model)
         return cls(

@@ -20,6 +20,7 @@ from truepair.models.tokens import (
 )
 
 FUSION = "fusion"  # the name a method gives the sub-module
+LOCAL = "local-dir:"  # open_clip's scheme
 TRAIN = "train one: truepair train --method never"
 
 
@@ -109,12 +110,14 @@ def find_matcher(
 ) -> Matcher | None:
     """`open_matcher` of what `open_model` takes, None where it is a model without a fusion encoder or without ITM.
 
+    A run's checkpoint (local-dir:RUN/checkpoints/step-N) has what the run has.
     Raises DamagedFusion, a UserError, if that cannot be read or does not fit; UserError as `open_matcher` for towers
     that are damaged, or a run without checkpoint.
     """
-    if not _is_run(model):
+    folder = Path(str(model).removeprefix(LOCAL))
+    if not _is_run(folder) and not _is_checkpoint(folder):
         return None
-    saved, _ = newest_checkpoint(Path(model))
+    saved = newest_checkpoint(folder)[0] if _is_run(folder) else folder
     fusion = _fusion_of(saved)
     if fusion is None or fusion.itm is None:
         return None

@@ -15,7 +15,11 @@ LOGGED = {  # figure of a method: its title, what it says to a newcomer
     "itc": ("Contrastive loss (ITC)", "Image and text against all others, from the towers' embeddings alone."),
     "itm": ("Matching loss (ITM)", "The fusion encoder tells given pairs from pairs mixed up on purpose."),
     "mlm": ("Word-filling loss (MLM)", "The fusion encoder guesses hidden words from the others and the image."),
-    "itm_accuracy": ("Matching accuracy", "Share of given and mixed-up pairs that the fusion encoder tells right."),
+    "itm_accuracy": (
+        "Matching accuracy",
+        "Share of given and mixed-up pairs that the fusion encoder tells right. Two thirds are mixed up: 0.67 is "
+        "what an encoder gets that has not learnt to match.",
+    ),
     "mlm_accuracy": ("Word-filling accuracy", "Share of hidden words that the fusion encoder guesses."),
     "noisy": ("Share called noisy", "Pairs of a batch that the method treated as mismatched."),
     "ratio": ("Ratio of the split", "Share of a batch from which pairs may be called noisy, as planned."),

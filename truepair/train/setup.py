@@ -87,7 +87,9 @@ def assemble(config: RunConfig, device: torch.device, resume: bool) -> Job:
     folder = _folder(config, resume)
     most = method.needs.most_captions
     if most is not None and _captions(config, method) > most:
-        raise UserError(f"{config.method} knows {most} caption(s) an image: --pairs.captions {most}")
+        raise UserError(
+            f"{config.method} takes {most} caption{'s' * (most > 1)} an image at most: --pairs.captions {most}"
+        )
     if config.completion.start and config.completion.mode == "both" and _captions(config, method) < 2:
         raise UserError("--completion.mode both shows a raw caption beside a synthetic one: take --pairs.captions 2")
     if config.eval.zeroshot:
