@@ -10,9 +10,7 @@ from truepair.cli.output import console, counting
 from truepair.cli.settings import Flag, checked_batch_size, checked_workers, loaded_model
 from truepair.errors import UserError
 
-UNLEARNT = (
-    0.95  # share of the pairs that ITM doubts if it has learnt little: it meets two mismatches for each match (ours)
-)
+UNLEARNT = 0.95  # share of the pairs doubted by an ITM that has learnt little: it meets two mismatches a match (ours)
 
 
 @dataclass
@@ -166,7 +164,8 @@ def evaluate(args: Eval) -> dict[str, Any]:
     results += [noise_detection(judge, PairTable.open(path), **how).to_json() for path in args.noise]
     for result in results:
         named = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-        console.print(f"{result['task']} on {result['dataset']}: {named}")
+        among = f", the {result['candidates']} nearest" if "candidates" in result else ""
+        console.print(f"{result['task']} on {result['dataset']}{among}: {named}")
     return {"results": results + (captions_judged(args, how) if args.captioning else [])}
 
 
