@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from golden import ALPHA, STUDENT, TAU, TWIN
 from torch import Tensor
 
 from truepair.losses import (
@@ -20,21 +21,8 @@ from truepair.losses import (
 )
 from truepair.losses.tiles import Side, spans
 
-# Cosines of four images (rows) with four texts and two more of a queue: the student's, the momentum twin's.
-STUDENT = [
-    [0.60, 0.10, 0.30, -0.10, 0.05, 0.20],
-    [0.05, 0.70, 0.00, 0.15, 0.40, -0.20],
-    [0.45, 0.20, 0.20, 0.10, 0.00, 0.30],
-    [-0.05, 0.25, 0.10, 0.55, 0.15, 0.10],
-]
-TWIN = [
-    [0.55, 0.12, 0.33, -0.08, 0.02, 0.22],
-    [0.08, 0.66, 0.03, 0.11, 0.42, -0.15],
-    [0.50, 0.18, 0.15, 0.12, 0.03, 0.28],
-    [0.00, 0.22, 0.14, 0.60, 0.10, 0.05],
-]
 GUIDE = [[1, 0.2, 0.5, 0.1], [0.2, 1, 0.1, 0.3], [0.5, 0.1, 1, 0.2], [0.1, 0.3, 0.2, 1]]
-TAU, ALPHA, BETA = 0.07, 0.4, 0.3
+BETA = 0.3
 CLOSE = {"rtol": 1e-9, "atol": 0}
 
 

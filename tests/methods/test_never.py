@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden import ALPHA, STUDENT, TAU, TWIN
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,22 +34,8 @@ from truepair.models.tokens import (
 )
 from truepair.train.step import Trainee, forward_backward, joined
 
-# Cosines of four images (rows) with four texts and two more of a queue: the student's, the momentum twin's.
-STUDENT = [
-    [0.60, 0.10, 0.30, -0.10, 0.05, 0.20],
-    [0.05, 0.70, 0.00, 0.15, 0.40, -0.20],
-    [0.45, 0.20, 0.20, 0.10, 0.00, 0.30],
-    [-0.05, 0.25, 0.10, 0.55, 0.15, 0.10],
-]
-TWIN = [
-    [0.55, 0.12, 0.33, -0.08, 0.02, 0.22],
-    [0.08, 0.66, 0.03, 0.11, 0.42, -0.15],
-    [0.50, 0.18, 0.15, 0.12, 0.03, 0.28],
-    [0.00, 0.22, 0.14, 0.60, 0.10, 0.05],
-]
 POSITIVE = [0.11550544425204311, 0.07061142732344391, 2.378749667336979, 0.034746296132885]
 NEGATIVE = [0.018050791329618798, 0.014180921985493915, 1.484260421799782, 0.02016968358010615]
-TAU, ALPHA = 0.07, 0.4
 
 
 def double(values: list[list[float]]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_states import assert_same, state
 from safetensors.torch import load_file
 from torch import Tensor
 from twinned import Twinned, TwinnedOptions
@@ -44,20 +45,6 @@ for file in sys.argv[1:]:
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "twinned", Twinned)
-
-
-def state(run: Path) -> dict[str, Any]:
-    """Weights of the model and of the method in the last checkpoint."""
-    last = sorted(run.glob("checkpoints/step-*"))[-1]
-    method = torch.load(last / "state.pt", weights_only=True)["method"]
-    return load_file(last / "open_clip_model.safetensors") | {f"method.{name}": value for name, value in method.items()}
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any], atol: float) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        same = torch.allclose(value, other[name], rtol=0, atol=atol) if isinstance(value, Tensor) else None
-        assert value == other[name] if same is None else same, name
 
 
 def batch() -> tuple[Inputs, Pairs]:

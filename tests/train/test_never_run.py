@@ -10,9 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from run_states import assert_same, state
 
 from truepair.config import LogConfig, OptimConfig, PairsConfig, RunConfig, to_toml
 from truepair.errors import UserError
@@ -34,22 +32,6 @@ torch.set_num_threads(1)
 for file in sys.argv[1:]:
     train(from_toml(file))
 """
-
-
-def state(run: Path) -> dict[str, Any]:
-    """Weights of the model and of the method in the last checkpoint: towers, fusion encoder, twin, queue."""
-    last = sorted(run.glob("checkpoints/step-*"))[-1]
-    method = torch.load(last / "state.pt", weights_only=True)["method"]
-    return load_file(last / "open_clip_model.safetensors") | {f"method.{name}": value for name, value in method.items()}
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any], atol: float) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            assert torch.allclose(value, other[name], rtol=0, atol=atol), name
-        else:
-            assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name], name
 
 
 def test_a_run_goes_on_bit_identical_with_twin_queue_and_the_account_of_its_pairs(
