@@ -265,3 +265,11 @@ def test_no_float_is_made_of_pixels(table: PairTable, monkeypatch: pytest.Monkey
         monkeypatch.setattr(torch.Tensor, name, forbidden)
     monkeypatch.setattr(module, "tokenize", lambda *_: torch.zeros(16, 8, dtype=torch.int64))
     assert source(table)[0].images.dtype == torch.uint8
+
+
+def test_images_are_numbered_where_a_method_asks_for_them(table: PairTable) -> None:
+    """Equal bytes, equal numbers; a table may hold anything as a hash, an empty one too."""
+    groups = np.arange(len(table)) // 3
+    batch = source(table, image_groups=groups)[0]
+    assert batch.image_ids.tolist() == groups[batch.rows.numpy()].tolist()
+    assert not source(table)[0].image_ids.any()
