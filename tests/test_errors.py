@@ -14,6 +14,7 @@ from truepair.errors import reason
         (RuntimeError("only a heading:\n"), "only a heading:"),
         (AssertionError(), "AssertionError"),
         (KeyError("method"), "'method'"),
+        (ValueError("x" * 300), "x" * 200 + " …"),
     ],
 )
 def test_the_first_line_that_says_something_is_the_reason(error: Exception, said: str) -> None:

@@ -184,6 +184,8 @@ def test_the_command_prints_both_and_refuses_what_cannot_be(matcher, table, tmp_
     ]
     wanted = retrieval(matcher, table, candidates=3).reranked
     assert results[1]["metrics"] == pytest.approx(wanted.to_json()["metrics"]) and "reranked on table" in said.err
+    plain_result = retrieval(matcher, table)
+    assert ("re-ranking does harm" in said.err) is (wanted.both(1) < plain_result.both(1))
     for argv, told in (
         ([plain, *quick, "--rerank", "3"], "train one: truepair train --method never"),
         (["open_clip:truepair-test", *quick, "--rerank", "3"], "open_clip:truepair-test has none"),

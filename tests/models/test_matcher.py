@@ -119,6 +119,8 @@ def test_a_run_of_which_only_the_towers_were_kept_has_no_matcher(run: Path, tmp_
     shutil.copytree(run, tmp_path / "run")
     next((tmp_path / "run").glob("checkpoints/*/state.pt")).unlink()
     assert find_matcher(tmp_path / "run") is None
+    with pytest.raises(UserError, match=r"it would be in .*state\.pt, which is not there"):
+        open_matcher(tmp_path / "run")
 
 
 def test_what_stands_beside_the_towers_is_damaged_and_not_absent(run: Path, tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_fusion_encoder_can_be_that_of_any_checkpoint(matcher: Matcher, run: P
     kept = open_fusion(tmp_path / "run/checkpoints/step-00000008").state_dict()
     assert all(torch.equal(kept[name], x) for name, x in other.named_parameters())
     (tmp_path / "run/checkpoints/step-00000008/state.pt").unlink()
-    with pytest.raises(UserError, match=r"checkpoint .*step-00000008 has no fusion encoder; train one"):
+    with pytest.raises(UserError, match=r"checkpoint .*step-00000008 has no fusion encoder; it would be in"):
         open_fusion(tmp_path / "run/checkpoints/step-00000008")
     for elsewhere in (tmp_path, tmp_path / "run/checkpoints"):
         with pytest.raises(UserError, match="is no run"):

@@ -135,6 +135,7 @@ def audit(args: Audit) -> dict[str, Any]:
 
 def evaluate(args: Eval) -> dict[str, Any]:
     from truepair.evaluate import ImageClasses, noise_detection, retrieval, zero_shot
+    from truepair.models.matcher import advice
     from truepair.pairs.table import PairTable
 
     seen = args.zeroshot or args.retrieval or args.noise
@@ -151,15 +152,19 @@ def evaluate(args: Eval) -> dict[str, Any]:
     asked = args.rerank or (args.noise and not args.no_itm)
     matcher = found_matcher(args.model, args.device, needed=bool(args.rerank)) if asked else None
     if args.rerank and matcher is None:
-        raise UserError(
-            f"--rerank needs a fusion encoder with ITM, {args.model} has none; train one: truepair train --method never"
-        )
+        raise UserError(f"--rerank needs a fusion encoder with ITM, {args.model} has none; {advice(args.model)}")
     model: Any = matcher.towers if matcher else loaded_model(args.model, args.device) if seen else None
     how: dict[str, Any] = {"batch_size": checked_batch_size(args.batch_size), "workers": checked_workers(args.workers)}
     results = [zero_shot(model, ImageClasses.open(path), **how).to_json() for path in args.zeroshot]
     for path in args.retrieval:
         plain = retrieval(matcher or model, PairTable.open(path), candidates=args.rerank or 0, counting=counting, **how)
         results += [result.to_json() for result in (plain, plain.reranked) if result]
+        if plain.reranked and plain.reranked.both(1) < plain.both(1):
+            console.print(
+                f"on {plain.dataset} re-ranking does harm: the mean recall@1 of both directions falls from "
+                f"{plain.both(1):.4f} to {plain.reranked.both(1):.4f}; the fusion encoder knows less than the towers",
+                style="yellow",
+            )
     judge = model if args.no_itm else matcher or model
     results += [noise_detection(judge, PairTable.open(path), **how).to_json() for path in args.noise]
     for result in results:

@@ -1,5 +1,6 @@
 """Which verbs there are, and what the command does with one: parse its flags, call it, say what came of it."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
-        fail(f"{error.strerror or error}: {error.filename or 'while writing'}; what was saved before is whole")
+        kept = "; what was saved before is whole" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ""
+        fail(f"{error.strerror or error}: {error.filename or 'while writing'}{kept}")
     except KeyboardInterrupt:
         kept = "; what is done is kept, the same command goes on" if verb in ("embed", "concepts", "caption") else ""
         print(f"truepair: interrupted{kept}", file=sys.stderr)

@@ -37,6 +37,10 @@ class RetrievalResult:
     candidates: int = 0
     reranked: "RetrievalResult | None" = None
 
+    def both(self, k: int) -> float:
+        """Mean recall@k of the two directions."""
+        return (self.image_to_text[k] + self.text_to_image[k]) / 2
+
     def to_json(self, pretrained: str = "") -> dict[str, Any]:
         """The result in CLIP_benchmark's fields; there "image_retrieval" means text to image.
 

@@ -21,7 +21,6 @@ from truepair.models.tokens import (
 
 FUSION = "fusion"  # the name a method gives the sub-module
 LOCAL = "local-dir:"  # open_clip's scheme
-TRAIN = "train one: truepair train --method never"
 
 
 class DamagedFusion(UserError):
@@ -101,7 +100,7 @@ def open_matcher(run: str | Path, *, device: torch.device | str = "cpu", precisi
     """
     matcher = find_matcher(run, device=device, precision=precision)
     if matcher is None:
-        raise UserError(f"{_called(run)} has no fusion encoder with ITM; {TRAIN}")
+        raise UserError(f"{_called(run)} has no fusion encoder with ITM; {advice(run)}")
     return matcher
 
 
@@ -114,12 +113,9 @@ def find_matcher(
     Raises DamagedFusion, a UserError, if that cannot be read or does not fit; UserError as `open_matcher` for towers
     that are damaged, or a run without checkpoint.
     """
-    folder = Path(str(model).removeprefix(LOCAL))
-    if not _is_run(folder) and not _is_checkpoint(folder):
-        return None
-    saved = newest_checkpoint(folder)[0] if _is_run(folder) else folder
-    fusion = _fusion_of(saved)
-    if fusion is None or fusion.itm is None:
+    saved = _checkpoint(model)
+    fusion = None if saved is None else _fusion_of(saved)
+    if saved is None or fusion is None or fusion.itm is None:
         return None
     towers = create(f"local-dir:{saved}")
     widths, wanted = (fusion.shape.width, fusion.shape.image_width), (text_width(towers), token_width(towers))
@@ -139,11 +135,25 @@ def open_fusion(run: str | Path) -> Fusion:
     run: a run, or one of its checkpoints (RUN/checkpoints/step-N).
     Raises UserError if it is neither, has no checkpoint or no fusion encoder, or if its files are damaged.
     """
-    saved = Path(run) if _is_checkpoint(run) else newest_checkpoint(Path(run))[0] if _is_run(run) else None
+    saved = _checkpoint(run)
     fusion = None if saved is None else _fusion_of(saved)
     if fusion is None:
-        raise UserError(f"{_called(run)} has no fusion encoder; {TRAIN}")
+        raise UserError(f"{_called(run)} has no fusion encoder; {advice(run)}")
     return fusion
+
+
+def advice(model: str | Path) -> str:
+    """What to do about a model without fusion encoder: train one, or bring back the file that held it."""
+    folder = _checkpoint(model)
+    if folder is not None and not (folder / STATE).exists():
+        return f"it would be in {folder / STATE}, which is not there: only the towers were kept"
+    return "train one: truepair train --method never"
+
+
+def _checkpoint(model: str | Path) -> Path | None:
+    """The folder of a run's newest checkpoint, or of the checkpoint that is meant; None if it is neither."""
+    folder = Path(str(model).removeprefix(LOCAL))
+    return newest_checkpoint(folder)[0] if _is_run(folder) else folder if _is_checkpoint(folder) else None
 
 
 def _is_run(model: str | Path) -> bool:

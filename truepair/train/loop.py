@@ -44,7 +44,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
     With `resume` it goes on from the newest checkpoint, to the same end as if it had never stopped.
     Raises UserError for whatever the user can mend.
     """
-    with ranks(config.device) as device, _stop_signals() as signals:
+    with ranks(config.device) as device:
         job = assemble(config, device, resume)
         local, warmup = job.local, warmup_steps(config.optim, job.steps)
         saved_at = time.monotonic()
@@ -53,7 +53,11 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         def told_to_stop() -> bool:
             return agree([bool(signals)], device)[0]
 
-        with Monitor(job) as monitor, closing(batches_of_stages(job, monitor, told_to_stop)) as loader:
+        with (
+            _stop_signals() as signals,
+            Monitor(job) as monitor,
+            closing(batches_of_stages(job, monitor, told_to_stop)) as loader,
+        ):
             monitor.evaluate(job.start)  # if a kill came between saving and evaluating
             for step, batch in enumerate(loader, job.start):
                 torch.manual_seed(_mixed(config.seed, step, rank()))  # dropout: a function of the step

@@ -146,6 +146,8 @@ class Monitor:
         means = {name: float(np.mean(values)) for name, values in sorted(self._epoch.items())}
         self._epoch.clear()
         loss = means.pop("loss", math.nan)
+        if self.job.ledger.opinion is not None:
+            means.pop("noisy", None)  # `noise` says it already
         own = "".join(f" · {name} {value:.3g}" for name, value in means.items())
         self.log.say(
             f"epoch {epoch}/{self.job.config.epochs}: loss {loss:.3f} · {self.rate:,.0f} samples/s{noise}{own}"
