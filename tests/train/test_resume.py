@@ -150,6 +150,21 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_says_so(
     assert_same_runs(reference, folder, metrics)
 
 
+def test_a_run_that_is_being_assembled_is_interrupted_at_once(
+    run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assembled: list[bool] = []
+
+    def assemble(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assembled.append(True)
+
+    monkeypatch.setattr("truepair.train.loop.assemble", assemble)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config("early"))
+    assert not assembled
+
+
 def test_resuming_a_finished_run_changes_nothing(reference: Path, run_config: Callable[..., RunConfig]) -> None:
     files = [f for f in reference.rglob("*") if f.is_file() and f.suffix != ".toml"]
     before = {file: file.read_bytes() for file in files}
