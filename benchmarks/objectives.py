@@ -45,7 +45,7 @@ from truepair.pairs.table import PairTable
 AMONG = 200  # pairs that ITM sorts
 CLEAN = 0.1  # share of the pairs that fine-tuning sees
 TUNING = ("--method", "clip", "--epochs", "20", "--batch-size", "128", "--lr", "3e-4")
-SCRATCH = ("--method", "clip", "--epochs", "60", "--batch-size", "128", "--lr", "1e-3")  # by then it has stopped rising
+SCRATCH = ("--method", "clip", "--epochs", "60", "--batch-size", "128", "--lr", "1e-3")
 CHUNK = 512  # images or texts encoded at once
 
 JUDGED = {

@@ -77,12 +77,14 @@ def test_however_often_pairs_were_called_noisy_the_bars_are_few_and_hold_them_al
 
 def test_fields_of_agreement_show_their_counts_and_colour_what_is_known() -> None:
     counts = np.array([[1200, 30], [0, 4]])
-    known = charts.agreement(counts, np.array([[0.1, 0.5], [0.0, 1.0]]), "known")
+    known = charts.fields(
+        counts, np.array([[0.1, 0.5], [0.0, 1.0]]), "known", columns=charts.BY_P_NOISE, rows=("a", "b")
+    )
     root = ET.fromstring(known)
     text = " ".join("".join(root.itertext()).split())
     assert all(word in text for word in ("1,200", "30", "10 % really mismatched", "100 % really mismatched", "–"))
     assert "var(--mismatched)" in known
-    plain = charts.agreement(counts, None, "plain")
+    plain = charts.fields(counts, None, "plain", columns=charts.BY_P_NOISE, rows=("a", "b"))
     assert "97 % of all pairs" in plain and "var(--mismatched)" not in plain
 
 

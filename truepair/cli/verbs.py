@@ -14,6 +14,7 @@ from truepair.cli.export import Export, export
 from truepair.cli.judge import Audit, Eval, audit, evaluate
 from truepair.cli.output import fail, finish
 from truepair.cli.parsing import parsed
+from truepair.cli.report import Report, report
 from truepair.cli.train import Train, parse_train, train
 from truepair.errors import UserError
 
@@ -28,6 +29,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "train": (Train, train),
     "audit": (Audit, audit),
     "eval": (Eval, evaluate),
+    "report": (Report, report),
     "export": (Export, export),
 }
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from truepair.errors import UserError
+from truepair.evaluate.examples import Retrieved, retrieved
 from truepair.evaluate.features import Encoder, Progress, reasons, towers_of
 from truepair.evaluate.pairs import encode_pairing, pairing
 from truepair.evaluate.ranks import Positives, positives, probability_of_hit
@@ -24,7 +25,7 @@ class RetrievalResult:
 
     skipped: reason -> number of images, or rows without a caption, left out.
     candidates: 0, or the K keys of each query that a fusion encoder has put in order. reranked: that order's result
-        beside the dual encoder's own, if it was asked for.
+        beside the dual encoder's own, if it was asked for. examples: what single images found, likewise.
     """
 
     image_to_text: dict[int, float]
@@ -36,6 +37,7 @@ class RetrievalResult:
     skipped: dict[str, int]
     candidates: int = 0
     reranked: "RetrievalResult | None" = None
+    examples: tuple[Retrieved, ...] = ()
 
     def both(self, k: int) -> float:
         """Mean recall@k of the two directions."""
@@ -77,6 +79,7 @@ def retrieval(
     progress: Progress | None = None,
     candidates: int = 0,
     counting: Counting | None = None,
+    examples: int = 0,
 ) -> RetrievalResult:
     """Search all images with every caption and all captions with every image.
 
@@ -86,6 +89,7 @@ def retrieval(
     Images that cannot be decoded are left out, and with them the captions that no other image has.
     `candidates`: K > 0 has a `Matcher` re-rank the K nearest of each query (`evaluate.rerank`), which holds the tokens
     of all images and texts on the CPU, 2·P·v bytes an image and 2·w a token of text; `counting` opens a progress bar.
+    `examples`: of so many images tell what they find (`evaluate.examples`).
     Raises UserError if nothing is left, ValueError for `candidates` of a model without fusion encoder.
     """
     if candidates and not isinstance(model, Matcher):
@@ -113,6 +117,7 @@ def retrieval(
     images = pairs.images[used_images].to(towers.device)
     texts = pairs.texts[used_texts].to(towers.device)
     right_texts, right_images = positives(image, text, len(images)), positives(text, image, len(texts))
+    said = [paired.texts[i] for i in used_texts]
     result = RetrievalResult(
         image_to_text=recall_at_k(images, texts, right_texts, ks),
         text_to_image=recall_at_k(texts, images, right_images, ks),
@@ -121,11 +126,12 @@ def retrieval(
         dataset=table.path.name,
         model=towers.name,
         skipped=reasons(pairs.skipped),
+        examples=tuple(retrieved(images, texts, right_texts, paired.first[used_images], said, examples)),
     )
     if tokens is None:
         return result
     tokens.only(used_images)
-    read = TextTokens(tokens.matcher, [paired.texts[i] for i in used_texts])
+    read = TextTokens(tokens.matcher, said)
     of_image, of_text = rerank(tokens, read, images, texts, candidates, counting)
     reranked = replace(
         result,

@@ -22,6 +22,7 @@ SMOOTHING = 60  # a running mean is taken over this fraction of a run's steps
 LABEL_GAP = 0.085  # least distance of two labels, of the chart's height
 LONGEST_LABEL = 16  # characters; further ones are cut
 MOST_BARS = 40
+BY_P_NOISE = ("p_noise under ½", "p_noise ½ or more")
 
 
 @dataclass(frozen=True)
@@ -211,11 +212,18 @@ def bar_edges(most: int) -> Vector:
     return edges
 
 
-def agreement(counts: NDArray[np.int64], mismatched: Vector | None, description: str) -> str:
-    """Four fields with their numbers of pairs: rows by the method's last call, columns by p_noise.
+def fields(
+    counts: NDArray[np.int64],
+    mismatched: Vector | None,
+    description: str,
+    *,
+    columns: tuple[str, str],
+    rows: tuple[str, str],
+) -> str:
+    """Four fields with their numbers of pairs.
 
-    counts: (2, 2), [1, 0] is called noisy with a p_noise under ½. mismatched: (2, 2) in [0, 1], share of really
-    mismatched pairs in each field, which colours it; None: not known, and how many they are colours it.
+    counts: (2, 2), [row, column], row 0 below. mismatched: (2, 2) in [0, 1], share of really mismatched pairs in each
+    field, which colours it; None: not known, and how many they are colours it. columns, rows: what they are called.
     """
     strength = counts / max(counts.sum(), 1) if mismatched is None else mismatched
     colour, meaning = (FAINT, "of all pairs") if mismatched is None else (MISMATCHED, "really mismatched")
@@ -232,8 +240,8 @@ def agreement(counts: NDArray[np.int64], mismatched: Vector | None, description:
             axes.text(column + 0.5, row + 0.42, share if count else "–", ha="center", va="top")
         axes.set_xlim(0, 2)
         axes.set_ylim(0, 2)
-        axes.set_xticks([0.5, 1.5], ["p_noise under ½", "p_noise ½ or more"])
-        axes.set_yticks([0.5, 1.5], ["called\nclean", "called\nnoisy"])
+        axes.set_xticks([0.5, 1.5], columns)
+        axes.set_yticks([0.5, 1.5], rows)
         axes.tick_params(length=0)
         axes.spines["bottom"].set_visible(False)
 

@@ -74,9 +74,12 @@ def learning(records: Sequence[RunRecord], names: Sequence[str]) -> list[Figure]
     smaller = {
         "scale": "One over the temperature. It grows as the model becomes sure.",
         "lr": "The size of the optimiser's steps, as planned.",
+        "samples_per_s": "Pairs trained on in a second, evaluations and saving left out.",
+        "data_wait": "Share of the time that training waited for images: above a tenth, more --workers help.",
         **logged,
     }
-    titles = {"scale": "Logit scale", "lr": "Learning rate"} | {name: title for name, (title, _) in LOGGED.items()}
+    titles = {"scale": "Logit scale", "lr": "Learning rate", "samples_per_s": "Throughput, samples/s"}
+    titles |= {"data_wait": "Waiting for data"} | {name: title for name, (title, _) in LOGGED.items()}
     for name, text in smaller.items():
         if curves := _curves(records, names, name):
             title = titles.get(name, name)

@@ -60,7 +60,8 @@ def _agreement(losses: PairLosses, opinion: PairOpinions, label: str) -> Figure:
     if shares is not None:
         text += " The more of a field's pairs are really mismatched, the stronger its colour."
     description = f"{label}: pairs by p_noise and the method's last call. {text}"
-    chart = charts.agreement(counts.reshape(2, 2), shares, description)
+    called = ("called\nclean", "called\nnoisy")
+    chart = charts.fields(counts.reshape(2, 2), shares, description, columns=charts.BY_P_NOISE, rows=called)
     return Figure("Do the two opinions agree?", chart, text)
 
 

@@ -118,6 +118,19 @@ class RunRecord:
         truth = self.losses.truth if self.losses else None
         return float(truth.mean()) if truth is not None and len(truth) else None
 
+    @property
+    def sound_fits(self) -> list[NoiseFit]:
+        """The fits that found two groups and whose pairs were kept."""
+        return [
+            fit for fit in self.fits if not fit.mixture.degenerate and _columns_of(self.folder, fit.epoch).is_file()
+        ]
+
+    def after(self, fit: NoiseFit) -> PairLosses | None:
+        """The pairs as they were after one of the run's fits; None, with a note, if they cannot be read."""
+        if self.losses is not None and self.losses.fit == fit:
+            return self.losses
+        return _losses_after(fit.epoch, self.folder, self.fits, self.splits, self.table, self.notes)
+
     def latest(self, figure: str) -> float:
         """A figure of the last evaluation; NaN if there is none."""
         return self.evals[-1].get(figure, math.nan) if self.evals else math.nan
@@ -204,19 +217,22 @@ def _losses(
 ) -> PairLosses | None:
     """The columns of the newest fit or split that has some; None if there is none."""
     epochs = [fit.epoch for fit in fits] + [split.epoch for split in splits]
-    paths = {epoch: folder / "columns" / f"epoch-{epoch:04d}.parquet" for epoch in epochs}
-    kept = [epoch for epoch, path in paths.items() if path.is_file()]
-    if not kept:
-        return None
-    epoch = max(kept)
+    kept = [epoch for epoch in epochs if _columns_of(folder, epoch).is_file()]
+    return _losses_after(max(kept), folder, fits, splits, table, notes) if kept else None
+
+
+def _losses_after(
+    epoch: int, folder: Path, fits: list[NoiseFit], splits: list[Split], table: PairTable | None, notes: list[str]
+) -> PairLosses | None:
+    path = _columns_of(folder, epoch)
     fit = next((fit for fit in fits if fit.epoch == epoch), None)
     split = next((split for split in splits if split.epoch == epoch), None)
     try:
         names = ["row", "loss", "p_noise", *(OPINION if split else ())]
-        columns = pq.read_table(paths[epoch], columns=names)
+        columns = pq.read_table(path, columns=names)
         rows, loss, p_noise, *said = (_typed(columns, name) for name in names)
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-        notes.append(f"The losses of epoch {epoch} are not shown: {paths[epoch]} cannot be read ({error}).")
+        notes.append(f"The losses of epoch {epoch} are not shown: {path} cannot be read ({error}).")
         return None
     seen = np.isfinite(loss)
     if fit is None and said:
@@ -232,6 +248,10 @@ def _losses(
         opinion = PairOpinions(split, confidence.astype(np.float64), noisy.astype(np.bool_), times.astype(np.int64))
     loss, p_noise = loss[seen].astype(np.float64), p_noise[seen].astype(np.float64)
     return PairLosses(fit, rows[seen], loss, p_noise, truth, int((~seen).sum()), opinion)
+
+
+def _columns_of(folder: Path, epoch: int) -> Path:
+    return folder / "columns" / f"epoch-{epoch:04d}.parquet"
 
 
 def _typed(columns: pa.Table, name: str) -> NDArray[Any]:

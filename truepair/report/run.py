@@ -7,9 +7,12 @@ from typing import Any
 
 from truepair.config import to_toml
 from truepair.errors import UserError
+from truepair.report.changed import changed
 from truepair.report.completion import completion
 from truepair.report.curves import detection, learning
 from truepair.report.doubt import doubt
+from truepair.report.found import searches
+from truepair.report.multiples import mixtures
 from truepair.report.record import labels, read_run
 from truepair.report.summary import differences, glossary, headings, lead, rows
 from truepair.report.svg import RUNS
@@ -39,7 +42,10 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
         learning=learning(records, ends),
         detection=detection(records, ends),
         opined=any(record.splits for record in records),
+        searches=searches(records, names),
         doubts=[doubt(record, name, i, worst) for i, (record, name) in enumerate(zip(records, names, strict=True))],
+        mixtures=list(map(mixtures, records, names)),
+        changes=list(map(changed, records, names)),
         completions=list(filter(None, map(completion, records, names, range(len(records))))),
         differences=differences(records),
         configs=[(name, to_toml(record.config)) for record, name in zip(records, names, strict=True)],

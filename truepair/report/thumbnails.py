@@ -42,7 +42,8 @@ class DoubtedPair:
     captions: those trained on; more: how many were left out. before: the first caption before captions were corrupted
     or rewritten, where they differ.
     p_noise, loss, confidence: NaN where it is not known. times_noisy: how often the method called the pair noisy in
-    the run; None where it calls none so. truth: really mismatched; None where it is not known.
+    the run; None where it calls none so. truth: really mismatched; None where it is not known. was: an earlier p_noise,
+    NaN where none is told.
     """
 
     row: int
@@ -55,6 +56,7 @@ class DoubtedPair:
     confidence: float
     times_noisy: int | None
     truth: bool | None
+    was: float = math.nan
 
 
 def worst(losses: PairLosses, count: int) -> NDArray[np.int64]:
@@ -69,11 +71,18 @@ def worst(losses: PairLosses, count: int) -> NDArray[np.int64]:
 
 
 def doubted_pairs(table: PairTable, losses: PairLosses, count: int, caption_column: str = "") -> list[DoubtedPair]:
-    """The `count` `worst` pairs with pictures and captions; an image that cannot be shown is named, never skipped."""
+    """The `count` `worst` pairs with pictures and captions."""
+    return shown_pairs(table, losses, worst(losses, count), caption_column)
+
+
+def shown_pairs(
+    table: PairTable, losses: PairLosses, places: NDArray[np.int64], caption_column: str = ""
+) -> list[DoubtedPair]:
+    """The pairs at some `places` in `losses`; an image that cannot be shown is named, never skipped."""
     captions = table.captions(caption_column)
     original = table.captions("caption") if (caption_column or table.caption_column) not in SCHEMA.names else captions
     opinion, pairs = losses.opinion, []
-    for place in worst(losses, count):
+    for place in places:
         row = int(losses.rows[place])
         texts, before = captions[row], original[row]
         pairs.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from truepair.errors import UserError
 from truepair.evaluate import ImageClasses, retrieval, zero_shot
+from truepair.evaluate.examples import COUNT, write_retrieved
 from truepair.losses.distributed import rank, total, world_size
 from truepair.methods.base import Loss
 from truepair.noise import detection
@@ -218,7 +219,9 @@ class Monitor:
             classes = zero_shot(job.model, ImageClasses.open(config.zeroshot), workers=workers)
             figures |= {"top1": classes.top1, "top5": classes.top5}
         if config.retrieval:
-            found = retrieval(job.model, PairTable.open(config.retrieval), workers=workers)
+            table = PairTable.open(config.retrieval)
+            found = retrieval(job.model, table, workers=workers, examples=COUNT)
+            write_retrieved(job.folder, table.path.resolve(), found.examples)
             figures |= {f"image_to_text_r{k}": value for k, value in found.image_to_text.items()}
             figures |= {f"text_to_image_r{k}": value for k, value in found.text_to_image.items()}
         return figures
