@@ -34,6 +34,7 @@ def test_a_run_learns_and_leaves_what_the_contract_promises(run_config: Make, me
     result = train(config)
     run = Path(config.out)
     assert result.step == result.steps == 32 and result.samples_per_s > 0
+    assert 50e6 < result.peak_memory < 100e9
     assert from_toml(run / "run.toml") == config
     lines = metrics(run)
     losses = [line["loss"] for line in lines if line["kind"] == "train"]

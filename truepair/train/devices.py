@@ -1,6 +1,8 @@
 """Ranks, device and precision of a run: what torchrun and the hardware decide."""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -72,6 +74,13 @@ def workers_of(wanted: int) -> int:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // here - 1))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this process used at most: those torch allocated on its GPU, else those it held resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def agree(flags: list[bool], device: torch.device) -> list[bool]:

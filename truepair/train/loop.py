@@ -18,7 +18,7 @@ from truepair.methods.base import Inputs, Pairs
 from truepair.pairs import draws
 from truepair.train.augment import augment
 from truepair.train.completion import batches_of_stages
-from truepair.train.devices import agree, autocast, ranks
+from truepair.train.devices import agree, autocast, peak_memory, ranks
 from truepair.train.monitor import Monitor
 from truepair.train.optim import learning_rate, warmup_steps
 from truepair.train.setup import assemble
@@ -35,6 +35,7 @@ class Result:
     samples_per_s: float  # of all ranks, over the training steps of this process
     figures: dict[str, Any]  # of the last evaluation (rank 0)
     interrupted: bool  # by SIGTERM or SIGINT, with everything saved
+    peak_memory: int  # bytes this process used at most: on its GPU, else resident
 
 
 def train(config: RunConfig, *, resume: bool = False) -> Result:
@@ -122,7 +123,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
                     break
             if interrupted := done < job.steps:
                 monitor.log.say(f"stopped after step {done:,} of {job.steps:,}; saved, go on with --resume")
-            return Result(job.folder, done, job.steps, monitor.rate, monitor.figures, interrupted)
+            return Result(job.folder, done, job.steps, monitor.rate, monitor.figures, interrupted, peak_memory(device))
 
 
 @contextmanager
