@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shards_read import members, pairs_of, tree
 
 from truepair.errors import UserError
 from truepair.pairs.corpora import emoji, packages, scenes
@@ -26,28 +27,6 @@ from truepair.pairs.corpora.shards import Pair, write_shards, write_zeroshot
 CAPTIONS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=4, unique=True)
 HALF = '<path d="M0 0h4v8H0z" fill="currentColor"/>'  # the left half of an 8 x 8 icon
 RED = '<path d="M0 0h8v8H0z" fill="red"/>'
-
-
-def members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def pairs_of(part: Path) -> list[tuple[dict, np.ndarray]]:
-    """(KEY.json, pixels) of every pair, in the order of the tars."""
-    found = []
-    for shard in sorted((part / "shards").glob("*.tar")):
-        content = members(shard)
-        for name in content:
-            if name.endswith(".json"):
-                picture = Image.open(io.BytesIO(content[name.removesuffix("json") + "png"]))
-                assert (picture.format, picture.mode) == ("PNG", "RGB")
-                found.append((json.loads(content[name]), np.asarray(picture)))
-    return found
 
 
 class TestShards:
@@ -196,6 +175,21 @@ class TestPackages:
             unpack(tarball(tmp_path / "t.tgz", files), THING, tmp_path / "cache" / "thing")
         assert tree(tmp_path / "cache") == {}
 
+    def test_a_pattern_brings_all_files_that_fit_and_must_bring_one(self, tmp_path):
+        files = {"package/json/a.json": b"1", "package/json/b.json": b"2", "package/x.js": b"3", "json/c.json": b"4"}
+        path = tarball(tmp_path / "t.tgz", files)
+        unpack(path, Package("thing", "1", ("json/*.json",)), tmp_path / "thing")
+        assert tree(tmp_path / "thing") == {"json/a.json": b"1", "json/b.json": b"2"}
+        with pytest.raises(CorpusUnavailable, match=r"lacks svg/\*\.svg"):
+            unpack(path, Package("thing", "1", ("svg/*.svg",)), tmp_path / "other")
+
+    def test_a_package_that_unpacks_to_too_much_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(packages, "LARGEST_PACKAGE", 10)
+        path = tarball(tmp_path / "t.tgz", {"package/icons.json": bytes(11), "package/en/data.json": b"2"})
+        with pytest.raises(CorpusUnavailable, match="over 10 bytes"):
+            unpack(path, THING, tmp_path / "thing")
+        assert not (tmp_path / "thing").exists()
+
     def test_a_link_is_no_file(self, tmp_path):
         path = tarball(tmp_path / "t.tgz", {"package/en/data.json": b"2"}, {"package/icons.json": "/etc/passwd"})
         with pytest.raises(CorpusUnavailable, match=r"lacks icons\.json"):
@@ -270,6 +264,33 @@ class TestIcons:
             {},
         )
         assert [name for name in ("gone", "nowhere", "x", "z", "h", "here") if icons.drawing(name)] == ["here"]
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ('<image href="file:///etc/passwd" width="8" height="8"/>', "outside itself"),
+            ('<image xlink:href="data:image/png;base64,AAAA" width="8" height="8"/>', "outside itself"),
+            ('<path fill="url(other.svg#a)" d="M0 0h8v8H0z"/>', "outside itself"),
+            ('<g id="a"/>' + '<use href="#a"/>' * 25, "over 24 times"),
+            ("<path d=", "SVG|XML|parse|unknown|expected|token"),
+            ('<path d="M0 0h8v8H0z" fill="#fff"/>', "blank"),
+        ],
+    )
+    def test_a_drawing_that_is_broken_blank_endless_or_asks_for_files_is_refused(self, body, said):
+        pytest.importorskip("resvg_py")
+        drawing = icon_set({"it": body}).drawing("it")
+        assert drawing is not None
+        with pytest.raises(ValueError, match=said):
+            render(drawing, 8)
+
+    def test_parts_of_itself_may_be_used(self):
+        pytest.importorskip("resvg_py")
+        gradient = '<linearGradient id="b"><stop stop-color="red"/></linearGradient>'
+        defined = f'<defs><path id="a" d="M0 0h4v8H0z"/>{gradient}</defs>'
+        drawing = icon_set({"it": defined + '<use href="#a"/><path fill="url(#b)" d="M4 0h4v8H4z"/>'}).drawing("it")
+        assert drawing is not None
+        pixels = np.asarray(Image.open(io.BytesIO(render(drawing, 8))))
+        assert (pixels[:, :4] == 0).all() and (pixels[:, 4:] == (255, 0, 0)).all()
 
     def test_a_wide_icon_is_centred_on_white(self):
         pytest.importorskip("resvg_py")

@@ -1,6 +1,9 @@
 """The verbs that make a pair table: from nothing, from sources, from another table with noise put in."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,21 +14,31 @@ from truepair.cli.output import console
 from truepair.cli.settings import Flag
 from truepair.errors import UserError
 
+MOST_REASONS = 8  # why pictures were left out, the frequent ones
+
 
 @dataclass
 class Data:
     """Make a demo corpus as ready pair tables: OUT/train and OUT/test, and a zero-shot set, OUT/zeroshot.
 
+    emoji and icons are artwork from npm, openclipart is drawings with their public titles from Debian, scenes are
+    drawn here. Of icons five whole sets are held out: OUT/test/SET and OUT/zeroshot/SET. openclipart has no classes.
+
     Examples:
       truepair data emoji --out emoji
+      truepair data icons --out icons
+      truepair data openclipart --out clipart --from openclipart-png.deb openclipart-svg.deb
       truepair data scenes --n 500 --out scenes
     """
 
-    corpus: tyro.conf.Positional[Literal["emoji", "scenes"]]  # artwork from npm, or shapes drawn here
+    corpus: tyro.conf.Positional[Literal["emoji", "icons", "openclipart", "scenes"]]  # what to make
     out: Path  # directory of the new tables
     n: int = 2000  # scenes: training pairs
     seed: int = 0
     size: int = 64  # pixels
+    debs: Annotated[  # openclipart: the two Debian packages, where there is no apt-get to fetch them
+        tuple[Path, ...], tyro.conf.arg(name="from", metavar="FILE.deb ...")
+    ] = ()
     json: Flag = False  # print one JSON object as the last line
 
 
@@ -71,12 +84,46 @@ class Corrupt:
 def data(args: Data) -> dict[str, Any]:
     from truepair.pairs.corpora.tables import make_tables
 
-    made = make_tables(args.corpus, args.out, n=args.n, seed=args.seed, size=args.size)
+    if args.debs and args.corpus != "openclipart":
+        raise UserError(f"--from names the packages of openclipart, not of {args.corpus}")
+    with _drawn() as progress:
+        made = make_tables(
+            args.corpus, args.out, n=args.n, seed=args.seed, size=args.size, debs=args.debs, progress=progress
+        )
     console.print(f"{made.train:,} pairs in {args.out / 'train'}, {made.test:,} in {args.out / 'test'}")
-    console.print(f"{made.classes:,} classes in {args.out / 'zeroshot'} (CLIP_benchmark's layout)")
+    for part in made.held_out:
+        console.print(f"  {part.name}: {part.pairs:,} pairs, {part.classes:,} zero-shot classes")
+    if made.classes:
+        console.print(f"{made.classes:,} classes in {args.out / 'zeroshot'} (CLIP_benchmark's layout)")
+    if made.skipped:
+        console.print(f"{len(made.skipped):,} pictures left out, each named with its reason in {args.out}/corpus.json")
+    for reason, count in Counter(skipped.reason.split(": ")[0] for skipped in made.skipped).most_common(MOST_REASONS):
+        console.print(f"  {count:,}: {reason}")
     if made.styles:
         console.print(f"licences of the {len(made.styles)} sets: {args.out / 'LICENSES.md'}")
-    return {"train": made.train, "test": made.test, "classes": made.classes, "skipped": len(made.skipped)}
+    held_out = {part.name: {"test": part.pairs, "classes": part.classes} for part in made.held_out}
+    result = {"train": made.train, "test": made.test, "classes": made.classes, "skipped": len(made.skipped)}
+    return result | ({"held_out": held_out} if held_out else {}) | {"seconds": made.seconds}
+
+
+@contextmanager
+def _drawn() -> Iterator[Callable[[int, int], None]]:
+    """A bar of the pictures drawn, with the time left; yields what is to be told how many of how many there are."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("drawing"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("drawing", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def index(args: Index) -> dict[str, Any]:

