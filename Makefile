@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+CLIENTS := .venv-clients
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: demo test install lint types tests clean
+.PHONY: demo test install lint types tests clients clean
 
 demo: install ## noisy emoji: corrupt, train CLIP and a robust method, compare, write demo/report.html
 	$(BIN)/truepair demo --out demo
@@ -28,5 +30,14 @@ types: install
 tests: install
 	$(THREADS) $(BIN)/pytest -q -n 2 --durations 10
 
+clients: install $(CLIENTS)/installed ## img2dataset and CLIP_benchmark, as they come from PyPI, against truepair
+	TRUEPAIR_CLIENTS=$(CLIENTS) $(THREADS) $(BIN)/pytest -q -m slow tests/clients
+
+$(CLIENTS)/installed: .venv/installed tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv $(CLIENTS)
+	$(BIN)/python -c '$(SITE)' > "$$($(CLIENTS)/bin/python -c '$(SITE)')/truepair.pth" # sees .venv's torch; its NumPy is its own
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	touch $@
+
 clean: ## the environment and what the tools leave; not the demo's corpus and runs
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

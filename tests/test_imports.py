@@ -16,8 +16,10 @@ def loaded(module: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["truepair.cli", "truepair.pairs.table", "truepair.pairs.index"])
-def test_help_tables_and_indexing_do_without_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", ["truepair.cli", "truepair.pairs.table", "truepair.pairs.index", "truepair.bench.summary"]
+)
+def test_help_tables_indexing_and_tables_of_results_do_without_torch(module: str) -> None:
     assert not loaded(module) & {"torch", "open_clip", "matplotlib"}
 
 

@@ -1,14 +1,18 @@
 """An audit scores every pair; with the truth known, noise detection says how well."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from planted import encoded, picture, planted
 from run_matchers import live_matcher, save_run
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.nn.functional import normalize
 
 from truepair.cli import main
 from truepair.errors import UserError
@@ -17,8 +21,11 @@ from truepair.evaluate import rerank as rerank_module
 from truepair.evaluate.audit import audit
 from truepair.evaluate.features import image_features
 from truepair.evaluate.noise import noise_detection, score_pairs
-from truepair.models.dual import create
+from truepair.models.dual import create, save_local_dir
+from truepair.noise.issues import ISSUES
 from truepair.pairs.image import decode_centre
+from truepair.pairs.subset import read_subset
+from truepair.pairs.table import SCHEMA, PairTable
 
 COLOURS = ("red", "green", "blue", "yellow", "cyan", "black")
 
@@ -42,7 +49,7 @@ def test_mismatched_pairs_are_found_and_ranked_first(model, noisy, tmp_path):
     truth = np.arange(120) % 3 == 0
     assert set(result.worst(40)) == set(np.flatnonzero(truth)) and len(result.worst(1000)) == 120
     assert result.figures.auroc == roc_auc_score(truth, -result.scores.neg_clip_loss[:120]) == 1
-    assert result.n == 120 and result.expected_noise == pytest.approx(40, abs=6)
+    assert (result.n, result.scored) == (122, 120) and result.expected_noise == pytest.approx(40, abs=6)
     assert result.skipped == {"unreadable image": 1, "no caption": 1}
     json.dumps(result.to_json())
 
@@ -52,7 +59,12 @@ def test_the_file_has_a_row_for_every_pair_and_says_why_one_has_no_score(model, 
     table = pq.read_table(result.file)
     assert result.file == tmp_path / "audit" / "audit.parquet"
     assert table.column_names == [
-        "row", "key", "cosine", "neg_clip_loss", "p_noise", "problem", "caption", "is_noise"
+        "row", "key", "caption", "cosine", "neg_clip_loss", "p_noise", "problem", "is_noise",
+        "mismatched_pair", "mismatched_pair_flag",
+        "near_duplicate_image", "near_duplicate_image_flag", "near_duplicate_image_group",
+        "boilerplate_caption", "boilerplate_caption_flag", "incomplete_caption", "incomplete_caption_flag",
+        "false_negative_group", "false_negative_group_flag", "false_negative_group_group",
+        "wrong_language", "wrong_language_flag", "broken_image", "broken_image_flag", "action",
     ]  # fmt: skip
     assert table.num_rows == 122 and table["key"][121].as_py() == "k121" and table["caption"][1].as_py() == ["green"]
     assert table["problem"].to_pylist() == [""] * 120 + ["unreadable image", "no caption"]
@@ -194,6 +206,7 @@ def test_a_fusion_encoder_that_diverged_is_one_clear_line(described):
 def test_the_commands_ask_the_fusion_encoder_of_a_run_that_has_one(matcher, described, tmp_path, capsys):
     run = str(save_run(tmp_path / "run", matcher.towers, matcher.fusion))
     quick = ["--workers", "0", "--device", "cpu", "--json"]
+    unseen = ["--no-html"]
 
     def said(*argv):
         with pytest.raises(SystemExit) as ended:
@@ -202,11 +215,11 @@ def test_the_commands_ask_the_fusion_encoder_of_a_run_that_has_one(matcher, desc
         out, err = capsys.readouterr()
         return json.loads(out.splitlines()[-1]), err
 
-    audited, printed = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "audit"))
+    audited, printed = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "audit"), *unseen)
     assert audited["itm"]["figures"]["n"] == 60 and "1 - itm" in printed and "  itm 0." in printed
     figures = said("eval", run, "--noise", str(described.path))[0]["results"][0]["metrics"]
     assert figures["itm_auroc"] == pytest.approx(audited["itm"]["figures"]["auroc"])
-    plain, _ = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "plain"), "--no-itm")
+    plain, _ = said("audit", str(described.path), "--model", run, "--out", str(tmp_path / "plain"), "--no-itm", *unseen)
     assert "itm" not in plain and plain["figures"] == audited["figures"]
     both = said(
         "eval", run, "--noise", str(described.path), "--no-itm", "--retrieval", str(described.path), "--rerank", "2"
@@ -230,10 +243,246 @@ def test_a_fusion_encoder_that_cannot_be_read_costs_a_line_and_no_more(matcher, 
         out, err = capsys.readouterr()
         return end.value.code, json.loads(out.splitlines()[-1]) if out else None, err
 
-    code, found, err = ended("audit", str(described.path), "--model", str(run), "--out", str(tmp_path / "audit"))
+    code, found, err = ended(
+        "audit", str(described.path), "--model", str(run), "--out", str(tmp_path / "a"), "--no-html"
+    )
     assert code == 0 and "itm" not in found and err.count("state.pt cannot be read") == err.count("without ITM: ") == 1
     code, found, err = ended("eval", str(run), *noise)
     assert code == 0 and "itm_auroc" not in found["results"][0]["metrics"] and err.count("cannot be read") == 1
     assert "without ITM" not in ended("eval", str(run), *noise, "--no-itm")[2]
     code, found, err = ended("eval", str(run), *noise, *retrieved)
     assert (code, found) == (2, None) and "state.pt cannot be read" in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def sharp_model(model):
+    """It sees colours as it did, and pixels fine enough for a hash."""
+    model.image_size = 64
+    model.encode_image = lambda images: normalize(images.float().mean(dim=(2, 3)) - 127.5, dim=1)
+    return model
+
+
+@pytest.fixture
+def troubled(make_table, tmp_path):
+    """A table with planted trouble, a table to be tested on, and which rows have which issue."""
+    pairs, rows = planted()
+    other = make_table([(encoded(picture("cyan", 303).resize((80, 80)), "JPEG", quality=70), ["cyan"])])
+    (tmp_path / "table").rename(tmp_path / "other")
+    table = make_table(pairs)
+    stored = pq.read_table(table.parquet("width"))
+    for name in ("width", "height"):
+        stored = stored.set_column(stored.column_names.index(name), name, [[96] * len(pairs)])
+    pq.write_table(stored.cast(SCHEMA), table.parquet("width"))
+    return PairTable.open(table.path), dataclasses.replace(other, path=tmp_path / "other"), rows
+
+
+def flags_in(file):
+    return flags_in_table(pq.read_table(file))
+
+
+def flags_in_table(table):
+    names = [name for name in table.column_names if name.endswith("_flag")]
+    return {name.removesuffix("_flag"): set(np.flatnonzero(table[name].to_numpy()).tolist()) for name in names}
+
+
+def test_planted_trouble_is_found_and_told(sharp_model, troubled, tmp_path):
+    table, other, rows = troubled
+    result = audit(sharp_model, table, tmp_path / "audit", against=[other])
+    found = flags_in(result.file)
+    assert rows["mismatched_pair"] <= found["mismatched_pair"]
+    for name in ("near_duplicate_image", "boilerplate_caption", "incomplete_caption", "broken_image", "leaked_image"):
+        assert found[name] == rows[name], name
+    assert found["wrong_language"] == rows["wrong_language"]
+    table = pq.read_table(result.file)
+    groups = table["near_duplicate_image_group"].to_pylist()
+    assert {row for row, group in enumerate(groups) if group is not None} == rows["near_duplicate_image"]
+    assert len({groups[row] for row in rows["near_duplicate_image"]}) == 1
+    gravest = {"drop": 4, "merge": 3, "recaption": 2, "review": 1, "keep": 0}
+    action_of = {issue.name: issue.action for issue in ISSUES}
+    for row, action in enumerate(table["action"].to_pylist()):
+        wanted = [action_of[name] for name, flagged in found.items() if row in flagged]
+        assert action == max(wanted, key=gravest.get, default="keep")
+
+
+def test_the_record_says_what_was_looked_for_and_what_not(sharp_model, troubled, tmp_path):
+    table, _, rows = troubled
+    table.add_column("is_noise", np.isin(np.arange(len(table)), list(rows["mismatched_pair"])), {})
+    table.add_column("url", [f"https://www.Shop{row % 3}.example/{row}.jpg" for row in range(len(table))], {})
+    result = audit(sharp_model, table, tmp_path / "audit", issues=["mismatched_pair", "leaked_image", "broken_image"])
+    record = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert record == result.record and record["n"] == len(table) and record["scored"] == len(table) - 1
+    told = {issue["name"]: issue for issue in record["issues"]}
+    assert list(told) == [issue.name for issue in ISSUES]
+    assert "--against" in told["leaked_image"]["skipped"] and "--issues" in told["wrong_language"]["skipped"]
+    assert told["broken_image"] | {"skipped": None, "flagged": 2, "judged": len(table)} == told["broken_image"]
+    assert "wrong_language" not in pq.read_table(result.file).column_names
+
+    p_noise, loss = result.scores.p_noise, -result.scores.neg_clip_loss
+    known = ~np.isnan(p_noise)
+    edges = np.array(record["loss"]["edges"])
+    for name, rows_of in (("all", known), ("noisy", known & (table.numbers("is_noise") > 0))):
+        assert record["loss"][name] == np.histogram(loss[rows_of], edges)[0].tolist()
+    assert record["loss"]["clean"] == (np.array(record["loss"]["all"]) - record["loss"]["noisy"]).tolist()
+    assert len(record["p_noise"]["edges"]) == 1001 and sum(record["p_noise"]["counts"]) == known.sum()
+    assert sum(record["reliability"]["counts"]) == known.sum() and record["truth"]
+    (shard,) = (source for source in record["sources"] if source["kind"] == "shard")
+    assert shard["n"] == known.sum() and shard["rate"] == pytest.approx(p_noise[known].mean(), rel=1e-4)
+    domains = {source["name"]: source for source in record["sources"] if source["kind"] == "domain"}
+    assert set(domains) == {f"shop{i}.example" for i in range(3)}
+    mine = known & (np.arange(len(table)) % 3 == 1)
+    assert domains["shop1.example"]["doubted"] == (p_noise[mine] >= 0.5).sum()
+    assert sum(record["actions"].values()) == len(table)
+    sample = record["to_label"]
+    assert len(sample["rows"]) == sum(stratum["drawn"] for stratum in sample["strata"]) == known.sum()
+    for row, stratum in zip(sample["rows"], sample["stratum"], strict=True):
+        assert sample["strata"][stratum]["low"] <= p_noise[row] <= sample["strata"][stratum]["high"]
+
+
+def test_rows_to_keep_have_a_low_p_noise_and_no_flag_that_drops_them(sharp_model, troubled, tmp_path):
+    table, other, _ = troubled
+    out = tmp_path / "audit"
+    result = audit(sharp_model, table, out, against=[other], uids=True)
+    found, p_noise = flags_in(result.file), result.scores.p_noise
+    wanted = [
+        row
+        for row in range(len(table))
+        if p_noise[row] < 0.5 and row not in found["broken_image"] | found["leaked_image"]
+    ]
+    assert pq.read_table(out / "keep.parquet")["row"].to_pylist() == wanted == result.kept.tolist()
+    assert read_subset(table, out / "keep.npy").tolist() == wanted
+    high = audit(sharp_model, table, out, threshold=0.999999, drop=["wrong_language"]).kept
+    assert high.tolist() == [
+        row for row in range(len(table)) if p_noise[row] < 0.999999 and row not in found["wrong_language"]
+    ]
+    merged = audit(sharp_model, table, out, threshold=2, drop=["near_duplicate_image", "broken_image"]).kept
+    copies = sorted(sorted(found["near_duplicate_image"]), key=lambda row: -result.scores.neg_clip_loss[row])
+    assert set(range(len(table))) - set(merged.tolist()) == found["broken_image"] | set(copies[1:])
+    with pytest.raises(UserError, match=r"--drop leaked_image is not possible: .*--against"):
+        audit(sharp_model, table, out, drop=["leaked_image"])
+    with pytest.raises(UserError, match="no such issue; choose among mismatched_pair"):
+        audit(sharp_model, table, out, issues=["mismatch"])
+    with pytest.raises(UserError, match="no language 'xx' is known; choose one of en, "):
+        audit(sharp_model, table, out, language="xx")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Images decoded so far."""
+    seen = []
+    monkeypatch.setattr(
+        features_module, "decode_centre", lambda data, *a, **how: seen.append(data) or decode_centre(data, *a, **how)
+    )
+    return seen
+
+
+def test_the_same_audit_again_takes_its_scores_from_the_folder(sharp_model, troubled, tmp_path, decoded):
+    table, other, _ = troubled
+    out = tmp_path / "audit"
+    first = audit(sharp_model, table, out, against=[other])
+    held = pq.read_table(first.file)
+    count = len(decoded)
+    second = audit(sharp_model, table, out, against=[other])
+    assert len(decoded) == count and second.remembered and not first.remembered
+    assert pq.read_table(second.file).equals(held) and second.record == first.record
+    third = audit(sharp_model, table, out, issues=["near_duplicate_image"])
+    assert len(decoded) == count and flags_in(third.file) == {
+        "near_duplicate_image": flags_in_table(held)["near_duplicate_image"]
+    }
+    fourth = audit(sharp_model, table, out)
+    assert "--again" in next(i for i in fourth.record["issues"] if i["name"] == "false_negative_group")["skipped"]
+    assert audit(sharp_model, table, out, again=True).remembered is False and len(decoded) == 2 * count - 1
+
+
+def test_other_weights_captions_or_settings_score_anew(troubled, tmp_path, decoded):
+    import pyarrow as pa
+
+    table, out = troubled[0], tmp_path / "audit"
+    tiny = create("truepair-test")
+
+    def scored_anew(**how):
+        before = len(decoded)
+        audit(tiny, how.pop("table", table), out, batch_size=64, **how)
+        return len(decoded) > before
+
+    assert scored_anew() and not scored_anew()
+    assert scored_anew(seed=1) and not scored_anew(seed=1) and scored_anew()
+    with torch.no_grad():
+        tiny.clip.logit_scale += 0.1
+    assert scored_anew() and not scored_anew()
+    table.add_column("others", pa.array([["a red wall"]] * len(table), pa.list_(pa.string())), {})
+    assert scored_anew(table=dataclasses.replace(table, caption_column="others"))
+    (out / "scores" / "pass.json").unlink()  # as a pass that was killed leaves it
+    assert scored_anew()
+
+
+def test_labels_make_p_noise_right_in_seconds(sharp_model, troubled, tmp_path, decoded):
+    table, _, rows = troubled
+    out = tmp_path / "audit"
+    first = audit(sharp_model, table, out)
+    count = len(decoded)
+    wrong = rows["mismatched_pair"] | {row for row in rows["boilerplate_caption"] if (row - 122) % 6}
+    chosen = np.random.default_rng(0).permutation(len(table))[:70].tolist()
+    lines = [f"{row},k{row},{'mismatch' if row in wrong else 'keep'}" for row in chosen]
+    lines += [f"{row},,unsure" for row in set(range(len(table))) - set(chosen)][:1]
+    (tmp_path / "labels.csv").write_text("\n".join(["row,key,label", *lines]) + "\n")
+    result = audit(sharp_model, table, out, labels=tmp_path / "labels.csv", threshold=0.4)
+    assert len(decoded) == count
+    column = pq.read_table(result.file)["p_noise_recalibrated"].to_numpy()
+    np.testing.assert_array_equal(column, result.recalibrated)
+    known = ~np.isnan(first.scores.p_noise)
+    assert (
+        np.isnan(column[~known]).all() and (np.diff(column[np.argsort(first.scores.p_noise)][: known.sum()]) >= 0).all()
+    )
+    np.testing.assert_array_equal(pq.read_table(result.file)["mismatched_pair"].to_numpy(), column)
+    told = result.record["calibration"]
+    assert told["labelled"] == 70 - (136 in chosen) and told["unsure"] == 1 and len(told["map"]) == 101
+    assert (
+        0 < told["low"] <= len(wrong) / known.sum() <= told["high"] < 1 and told["low"] <= told["rate"] <= told["high"]
+    )
+    assert set(result.kept.tolist()) <= set(np.flatnonzero(column < 0.4).tolist())
+    (tmp_path / "wrong.csv").write_text("row,key,label\n1,k2,keep\n")
+    with pytest.raises(UserError, match="line 2"):
+        audit(sharp_model, table, out, labels=tmp_path / "wrong.csv")
+    assert first.record["calibration"] is None
+
+
+def test_tables_of_one_row_and_without_words_are_audited_and_none_scored_is_said(model, make_table, square, tmp_path):
+    table = make_table([(square("red"), ["🐶"])])
+    result = audit(model, table, tmp_path / "one")
+    assert result.scored == 1 and result.record["sources"][0]["n"] == 1
+    assert flags_in(result.file)["incomplete_caption"] == {0}
+    shutil.rmtree(tmp_path / "table")
+    broken = make_table([(b"broken", ["red"]), (b"too", ["red"])])
+    with pytest.raises(UserError, match="no image could be evaluated"):
+        audit(model, broken, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_writes_all_files_and_says_what_to_do_next(scenes, tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    save_local_dir(create("truepair-test"), tmp_path / "model")
+    out = tmp_path / "audit"
+    argv = ["audit", str(scenes / "train"), "--model", f"local-dir:{tmp_path / 'model'}", "--out", str(out)]
+    argv += ["--workers", "0", "--device", "cpu", "--against", str(scenes / "test")]
+
+    def said(*more):
+        with pytest.raises(SystemExit) as ended:
+            main([*argv, *more, "--json"])
+        assert ended.value.code == 0
+        printed, err = capsys.readouterr()
+        return json.loads(printed.splitlines()[-1]), err
+
+    told, err = said("--uids")
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "audit.parquet", "audit.json", "audit.html", "keep.parquet", "keep.npy"
+    }  # fmt: skip
+    assert told["n"] == told["scored"] == len(PairTable.open(scenes / "train"))
+    assert all(f"\n{issue.name}" in err or f"{issue.name} was not looked for" in err for issue in ISSUES)
+    assert "next: " in err and "keep.parquet" in err and err.count("  p ") == 10
+    told, err = said("--no-html", "--threshold", "2", "--drop", "none", "--worst", "0")
+    assert "scores of the last audit" in err and "  p " not in err and told["kept"] == told["scored"]
+    assert (told["settings"]["drop"], told["settings"]["called"]) == ([], f"local-dir:{tmp_path / 'model'}")
+    assert "loss" not in told and not any(file.endswith(".html") for file in told["files"])
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--issues", "blurred"])
+    assert ended.value.code == 2 and "no such issue" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def features(n, seed, dim=7):
 def test_neg_clip_loss_equals_the_formula_over_the_sample(n, negatives, scale, seed):
     image, text = features(n, seed), features(n, seed + 1)
     found = neg_clip_loss(image, text, scale, negatives=negatives, seed=seed).numpy()
-    sample = module._sample(n, negatives, seed)
+    sample = module.sampled(n, negatives, seed)
     assert len(set(sample)) == min(n, negatives)
     c = (image.double() @ text.double().T).numpy()
     for i in range(n):

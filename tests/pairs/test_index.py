@@ -107,6 +107,17 @@ def test_captions_of_a_tar_come_from_the_chosen_field_else_the_list_else_the_tex
     assert reasons(chosen) == {"c": "missing caption"}
 
 
+def test_a_retrieval_set_of_clip_benchmark_has_a_caption_a_line_and_any_other_tar_one_text(tmp_path: Path) -> None:
+    members: dict[str, Any] = {"a.png": png(), "a.txt": "one dog\n\na second dog\n"}
+    for kind, captions in ((b"retrieval\n", ["one dog", "a second dog"]), (b"\xff", ["one dog a second dog"])):
+        folder = tmp_path / f"set{len(captions)}"
+        tar = write_tar(folder / "test" / "0.tar", members)
+        (folder / "dataset_type.txt").write_bytes(kind)
+        assert [text.split() for text in rows(opened(index([tar], folder / "table")))["a"]] == [
+            text.split() for text in captions
+        ]
+
+
 def test_a_key_is_the_path_to_the_first_dot_and_only_neighbours_group(tmp_path: Path) -> None:
     members = [
         ("./train/x.y/k.PNG", png()),

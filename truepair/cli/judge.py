@@ -1,4 +1,4 @@
-"""The verbs that judge with a model: `audit` the pairs of a table, `eval` the model itself."""
+"""The verb that evaluates a model, or captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,35 +7,8 @@ from typing import Any
 import tyro
 
 from truepair.cli.output import console, counting
-from truepair.cli.settings import Flag, checked_batch_size, checked_workers, loaded_model
+from truepair.cli.settings import Flag, checked_batch_size, checked_workers, found_matcher, loaded_model
 from truepair.errors import UserError
-
-UNLEARNT = 0.95  # share of the pairs doubted by an ITM that has learnt little: it meets two mismatches a match (ours)
-
-
-@dataclass
-class Audit:
-    """Score every pair of a table with a model: how well it matches, how probably it is noise. Worst pairs first.
-
-    A RUN with a fusion encoder (--method never) is also asked how probably each caption describes its image (itm),
-    unless --no-itm is given.
-
-    Examples:
-      truepair audit table --model run --out audit
-      truepair audit table --model open_clip:ViT-B-32:openai --worst 50 --out audit
-      truepair audit table --model run --out audit --to doubted
-    """
-
-    table: tyro.conf.Positional[Path]  # a pair table
-    model: str  # RUN, open_clip:NAME[:TAG] or local-dir:DIR
-    out: Path  # directory for audit.parquet
-    to: Path | None = None  # write a new table too: this one with the column p_noise (1 for pairs not scored)
-    no_itm: Flag = False  # leave a RUN's fusion encoder out: a pass less for every caption
-    worst: int = 10  # pairs to print
-    batch_size: int = 256
-    workers: int = -1  # decoding processes; -1: by the number of cores
-    device: str = "auto"
-    json: Flag = False  # print one JSON object as the last line
 
 
 @dataclass
@@ -72,65 +45,6 @@ class Eval:
     workers: int = -1  # decoding processes; -1: by the number of cores
     device: str = "auto"
     json: Flag = False  # print one JSON object as the last line
-
-
-def audit(args: Audit) -> dict[str, Any]:
-    import numpy as np
-
-    from truepair.evaluate import audit
-    from truepair.pairs.table import PairTable
-
-    if args.worst < 0:
-        raise UserError(f"--worst {args.worst} makes no sense; 0 prints none")
-    table = PairTable.open(args.table)
-    if args.to is not None and args.to.exists():
-        raise UserError(f"{args.to} exists already; choose another --to")
-    matcher = None if args.no_itm else found_matcher(args.model, args.device)
-    model: Any = matcher or loaded_model(args.model, args.device)
-    with counting("scoring", len(table)) as advance:
-        result = audit(
-            model,
-            table,
-            args.out,
-            batch_size=checked_batch_size(args.batch_size),
-            workers=checked_workers(args.workers),
-            progress=advance,
-        )
-    console.print(f"{result.n:,} pairs scored, of which {result.expected_noise:,.0f} are expected to be mismatched")
-    if result.scores.mixture.degenerate:
-        console.print(f"no noise model: {result.scores.mixture.degenerate}; p_noise is 0", style="yellow")
-    if result.figures:
-        console.print(f"against is_noise: AUROC {result.figures.auroc:.3f}, AP {result.figures.average_precision:.3f}")
-    if result.itm_figures:
-        figures = result.itm_figures
-        console.print(f"  of 1 - itm: AUROC {figures.auroc:.3f}, AP {figures.average_precision:.3f}")
-    if result.agreement:
-        agreed = result.agreement
-        console.print(
-            f"p_noise and 1 - itm: rank correlation {agreed.rank_correlation:+.3f}; doubted (at least 1/2) by both "
-            f"{agreed.both:,}, by p_noise alone {agreed.first:,}, by itm alone {agreed.second:,}, "
-            f"by neither {agreed.neither:,}"
-        )
-        if agreed.both + agreed.second >= UNLEARNT * agreed.n:
-            console.print(
-                "ITM doubts nearly every pair: it has hardly learnt to match (itm_accuracy in the run's log near 0.67);"
-                " trust its order, if at all, and not its probabilities",
-                style="yellow",
-            )
-    captions = table.captions()
-    for row in result.worst(args.worst):
-        texts = " | ".join(captions[row])
-        p_noise, cosine = result.scores.p_noise[row], result.scores.cosine[row]
-        itm = "" if result.scores.itm is None else f"  itm {result.scores.itm[row]:.2f}"
-        console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}{itm}  row {row}  {texts[:90]!r}")
-    for reason, count in result.skipped.items():
-        console.print(f"  not scored {count:,}: {reason}")
-    console.print(f"all rows: {result.file}")
-    if args.to is not None:
-        p_noise = np.nan_to_num(result.scores.p_noise, nan=1.0)
-        table.derive(args.to).add_column("p_noise", p_noise, {"by": "truepair audit", "model": args.model})
-        console.print(f"with the column p_noise: {args.to}")
-    return result.to_json()
 
 
 def evaluate(args: Eval) -> dict[str, Any]:
@@ -172,20 +86,6 @@ def evaluate(args: Eval) -> dict[str, Any]:
         among = f", the {result['candidates']} nearest" if "candidates" in result else ""
         console.print(f"{result['task']} on {result['dataset']}{among}: {named}")
     return {"results": results + (captions_judged(args, how) if args.captioning else [])}
-
-
-def found_matcher(name: str, device: str, *, needed: bool = False) -> Any:
-    """The model with its fusion encoder; None if it has none, or, unless it is `needed`, a damaged one."""
-    from truepair.models.matcher import DamagedFusion, find_matcher
-    from truepair.train.devices import device_of
-
-    try:
-        return find_matcher(name, device=device_of(device))
-    except DamagedFusion as error:
-        if needed:
-            raise
-        console.print(f"without ITM: {error}", style="yellow")
-        return None
 
 
 def captions_judged(args: Eval, how: dict[str, Any]) -> list[dict[str, Any]]:

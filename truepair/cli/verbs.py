@@ -5,13 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from truepair.cli.audit import Audit, audit
+from truepair.cli.bench import Bench, bench
 from truepair.cli.caption import Caption, caption
 from truepair.cli.concepts import Concepts, concepts
 from truepair.cli.corpora import Corrupt, Data, Index, corrupt, data, index
 from truepair.cli.demo import Demo, demo
 from truepair.cli.embed import Embed, embed
 from truepair.cli.export import Export, export
-from truepair.cli.judge import Audit, Eval, audit, evaluate
+from truepair.cli.judge import Eval, evaluate
 from truepair.cli.output import fail, finish
 from truepair.cli.parsing import parsed
 from truepair.cli.report import Report, report
@@ -29,6 +31,7 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "train": (Train, train),
     "audit": (Audit, audit),
     "eval": (Eval, evaluate),
+    "bench": (Bench, bench),
     "report": (Report, report),
     "export": (Export, export),
 }

@@ -1,7 +1,7 @@
 """Measures a model on data: zero-shot classification, retrieval, noise detection, captioning, and audits of tables."""
 
-from truepair.evaluate.audit import AuditResult as AuditResult
 from truepair.evaluate.audit import audit as audit
+from truepair.evaluate.audited import AuditResult as AuditResult
 from truepair.evaluate.captioning import CaptioningResult as CaptioningResult
 from truepair.evaluate.captioning import caption_figures as caption_figures
 from truepair.evaluate.captioning import captioning as captioning

@@ -1,77 +1,44 @@
-"""The audit of a pair table: what a model thinks of every pair, as a Parquet file a row a pair."""
+"""The audit of a pair table: what a model thinks of every pair, what is wrong with it, and what to do about it."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from truepair.evaluate.agreement import Agreement, agreement
+from truepair.annotate.identity import images
+from truepair.errors import UserError
+from truepair.evaluate import keeping
+from truepair.evaluate.agreement import agreement
+from truepair.evaluate.audited import AuditResult, columns, record
+from truepair.evaluate.evidence import Seen, evidence_of, second_tables, see_table
 from truepair.evaluate.features import Encoder, Progress, reasons, towers_of
-from truepair.evaluate.noise import PairScores, detection_figures, itm_figures, score_pairs
+from truepair.evaluate.keeping import Judged
+from truepair.evaluate.labelled import Calibrated, calibrated, labels_of
+from truepair.evaluate.noise import detection_figures, itm_figures
+from truepair.evaluate.remembered import (
+    FILE,
+    RECORD,
+    Former,
+    former,
+    recall,
+    remember,
+    scoring,
+    write_json,
+)
 from truepair.models.matcher import Matcher
-from truepair.noise import DetectionFigures
+from truepair.noise.issues import ISSUES, Evidence, Found, Issue
+from truepair.noise.issues.language import LANGUAGES
 from truepair.noise.scores import NEGATIVES
 from truepair.noise.tables import TRUTH
 from truepair.pairs.columns import write_parquet
+from truepair.pairs.subset import write_subset
 from truepair.pairs.table import PairTable
 
-FILE = "audit.parquet"
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """What an audit found.
-
-    scores: of every row. file: the audit.parquet that holds them.
-    n: rows that could be scored. expected_noise: the sum of their p_noise.
-    figures: against the table's column is_noise; None if it has none. skipped: reason -> number of rows not scored.
-    itm_figures: those of 1 - itm. agreement: of p_noise ("first") and 1 - itm ("second"). None without fusion encoder.
-    """
-
-    scores: PairScores
-    file: Path
-    n: int
-    expected_noise: float
-    figures: DetectionFigures | None
-    dataset: str
-    model: str
-    skipped: dict[str, int]
-    itm_figures: DetectionFigures | None = None
-    agreement: Agreement | None = None
-
-    def worst(self, count: int) -> list[int]:
-        """Rows of the `count` worst matching pairs, the worst first; rows without a score are not among them."""
-        order = np.argsort(self.scores.neg_clip_loss, kind="stable")[: min(count, self.n)]  # NaN sorts last
-        return [int(row) for row in order]
-
-    def to_json(self) -> dict[str, Any]:
-        """Counts, the fitted mixture and the figures, ready for `json.dumps`."""
-        judged = {} if self.agreement is None else {"itm": self._itm_json(self.agreement)}
-        return {
-            "dataset": self.dataset,
-            "model": self.model,
-            "task": "audit",
-            "file": str(self.file),
-            "n": self.n,
-            "expected_noise": self.expected_noise,
-            "mixture": self.scores.mixture.to_dict(),
-            "figures": None if self.figures is None else asdict(self.figures),
-            "skipped": self.skipped,
-            **judged,
-        }
-
-    def _itm_json(self, agreed: Agreement) -> dict[str, Any]:
-        return {
-            "figures": None if self.itm_figures is None else asdict(self.itm_figures),
-            "rank_correlation": agreed.rank_correlation,
-            "doubted_by_both": agreed.both,
-            "doubted_by_p_noise_alone": agreed.first,
-            "doubted_by_itm_alone": agreed.second,
-            "doubted_by_neither": agreed.neither,
-        }
+KEEP, KEEP_UIDS = "keep.parquet", "keep.npy"
+GROUPED_ROWS = 1_000_000  # up to which false negatives are looked for unasked: about an hour on a core (ours)
+NOT_ASKED = "it was not asked for (--issues)"
 
 
 def audit(
@@ -79,6 +46,15 @@ def audit(
     table: PairTable,
     out: str | Path,
     *,
+    issues: Sequence[str] = (),
+    against: Sequence[PairTable] = (),
+    language: str = "",
+    threshold: float = 0.5,
+    drop: Sequence[str] | None = None,
+    uids: bool = False,
+    labels: str | Path | None = None,
+    again: bool = False,
+    called: str = "",
     scale: float | None = None,
     negatives: int = NEGATIVES,
     seed: int = 0,
@@ -86,52 +62,156 @@ def audit(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> AuditResult:
-    """Score every row of `table` (see `score_pairs`) and write `out`/audit.parquet, whole or not at all.
+    """Score every row of `table` (see `score_pairs`), look for issues, and write `out`/audit.parquet and audit.json.
 
-    Columns: row, key, cosine, neg_clip_loss, p_noise (null where `problem` names why the row has none), itm (likewise,
-    if the model is a `Matcher`), problem, caption (the list in force), and is_noise if the table has it. The table
-    itself is not changed.
+    audit.parquet has a row for every pair: row, key, caption (the list in force), cosine, neg_clip_loss, p_noise, itm
+    (null where `problem` names why the row has none), problem, is_noise if the table has it, p_noise_recalibrated with
+    `labels`; of each issue its score, flag and, where rows are put together, group; action. keep.parquet: rows whose
+    p_noise is below `threshold` (the recalibrated one, with labels) without a flag of `drop`; keep.npy with `uids`.
+    Each file is written whole or not at all; the table itself is not changed.
+
+    issues: names; by default all that can be looked for. against: tables whose images must not be here. language: that
+    captions should be in, by default that of most. drop: names; by default those of the action drop. called: what the
+    user calls the model, for the commands that the page shows.
+    Scores that the folder holds of the same model, images, captions and settings are taken from there unless `again`,
+    and so is what was found then of issues that neither labels nor the arguments change. Memory: that of `see_table`;
+    afterwards about 0.5 KB a row.
+    Raises UserError for a name that is no issue, and as `score_pairs` does.
     """
-    scores = score_pairs(
-        model,
+    check_names(issues, "--issues")
+    check_names(drop or (), "--drop")
+    if language and language not in LANGUAGES:
+        raise UserError(f"no language {language!r} is known; choose one of {', '.join(LANGUAGES)}")
+    if threshold < 0 or threshold != threshold:
+        raise UserError(f"--threshold {threshold} makes no sense; p_noise is between 0 and 1")
+    out = Path(out)
+    how = {"batch_size": batch_size, "workers": workers}
+    scale = float(towers_of(model).scale.detach()) if scale is None else scale
+    read = None if labels is None else labels_of(table, Path(labels))  # before the work: it may be wrong
+    wanted = scoring(model, table, scale, negatives, seed)
+    remembered = None if again else recall(out, wanted)
+    before = None if remembered is None else former(out, wanted)
+    seen = remembered
+    if seen is None:
+        seen = see_table(model, table, scale=scale, negatives=negatives, seed=seed, progress=progress, **how)
+        remember(out, seen, wanted)
+    compared = [{"table": str(other.path), "images": images(other)} for other in against]
+    same_against = before is not None and before.record["settings"]["against"] == compared
+    made_right = None if read is None else calibrated(seen.scores.p_noise, read)
+    evidence = evidence_of(
         table,
-        scale=scale,
-        negatives=negatives,
-        seed=seed,
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
+        seen,
+        scale,
+        seconds=() if same_against else second_tables(model, table, against, **how),
+        language=language,
+        recalibrated=None if made_right is None else made_right.p_noise,
+        without_features=_without_features(len(table), issues, remembered is not None),
     )
-    seen = ~np.isnan(scores.neg_clip_loss)
-    truth = table.numbers(TRUTH) if TRUTH in table.column_names else None
-    problem = np.full(len(table), "", object)
-    for row, reason in scores.skipped:
-        problem[row] = reason
-    columns: dict[str, Any] = {
-        "row": np.arange(len(table)),
-        "key": _stored(table, "key"),
-        "cosine": pa.array(scores.cosine, mask=~seen),
-        "neg_clip_loss": pa.array(scores.neg_clip_loss, mask=~seen),
-        "p_noise": pa.array(scores.p_noise, mask=~seen),
-        **({} if scores.itm is None else {"itm": pa.array(scores.itm, mask=~seen)}),
-        "problem": problem,
-        "caption": _stored(table, table.caption_column),
+    judged = _judged(evidence, issues, None if before is None else partial(_former, before, language, same_against))
+    settings = {
+        "scores": wanted,
+        "issues": list(issues),
+        "against": compared,
+        "language": language,
+        "threshold": threshold,
+        "called": called,
+        "labels": None if labels is None else str(labels),
     }
-    file = Path(out) / FILE
-    write_parquet(file, columns if truth is None else columns | {TRUTH: np.asarray(truth)})
-    return AuditResult(
+    return _written(model, table, out, seen, judged, made_right, settings, drop, uids, remembered is not None)
+
+
+def check_names(names: Sequence[str], flag: str) -> None:
+    """UserError for what is no issue."""
+    known = [issue.name for issue in ISSUES]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{flag} {name}: there is no such issue; choose among {', '.join(known)}")
+
+
+def _without_features(n: int, issues: Sequence[str], remembered: bool) -> str:
+    if remembered:
+        return "the scores are those of the last audit, which did not look for it; --again does"
+    if n > GROUPED_ROWS and "false_negative_group" not in issues:
+        return f"the table has more than {GROUPED_ROWS:,} rows; ask for it with --issues false_negative_group"
+    return ""
+
+
+def _former(before: Former, language: str, same_against: bool, issue: Issue) -> Found | None:
+    """What the last audit found of an issue, if the same would be found now; None if that must be looked for."""
+    changed = {
+        "mismatched_pair": True,  # there may be labels
+        "wrong_language": before.record["settings"]["language"] != language,
+        "leaked_image": not same_against,
+    }
+    return None if changed.get(issue.name) else before.found(issue)
+
+
+def _judged(
+    evidence: Evidence, names: Sequence[str], former: Callable[[Issue], Found | None] | None
+) -> tuple[Judged, ...]:
+    """Every issue, as `former` knows it or as it is looked for."""
+    judged = []
+    for issue in ISSUES:
+        if names and issue.name not in names:
+            judged.append(Judged(issue, None, NOT_ASKED))
+        elif former is not None and (found := former(issue)) is not None:
+            judged.append(Judged(issue, found))
+        elif lacking := issue.lacks(evidence):
+            judged.append(Judged(issue, None, lacking))
+        else:
+            judged.append(Judged(issue, issue.find(evidence, issue.threshold)))
+    return tuple(judged)
+
+
+def _written(
+    model: Encoder | Matcher,
+    table: PairTable,
+    out: Path,
+    seen: Seen,
+    judged: tuple[Judged, ...],
+    made_right: Calibrated | None,
+    settings: dict[str, Any],
+    drop: Sequence[str] | None,
+    uids: bool,
+    remembered: bool,
+) -> AuditResult:
+    scores, truth = seen.scores, np.asarray(table.numbers(TRUTH)) if TRUTH in table.column_names else None
+    known = ~np.isnan(scores.neg_clip_loss)
+    p_noise = scores.p_noise if made_right is None else made_right.p_noise
+    looked_for = {one.issue.name: one for one in judged if one.found is not None}
+    drop = keeping.default_drop(judged) if drop is None else drop
+    if missing := [name for name in drop if name not in looked_for]:
+        raise UserError(f"--drop {missing[0]} is not possible: {_reason(judged, missing[0])}")
+    kept = keeping.kept_rows(p_noise, scores.neg_clip_loss, settings["threshold"], looked_for, drop)
+    grave = keeping.actions(len(table), judged)
+    agreed = None if scores.itm is None else agreement(scores.p_noise, 1 - scores.itm)
+    result = AuditResult(
         scores=scores,
-        file=file,
-        n=int(seen.sum()),
-        expected_noise=float(scores.p_noise[seen].sum(dtype=np.float64)),
+        judged=judged,
+        kept=kept,
+        record={},
+        file=out / FILE,
+        files=tuple(out / name for name in (FILE, RECORD, KEEP, *([KEEP_UIDS] if uids else []))),
+        n=len(table),
+        scored=int(known.sum()),
+        expected_noise=float(scores.p_noise[known].sum(dtype=np.float64)),
         figures=None if truth is None else detection_figures(scores, truth),
         dataset=table.path.name,
         model=towers_of(model).name,
         skipped=reasons(scores.skipped),
         itm_figures=None if truth is None else itm_figures(scores, truth),
-        agreement=None if scores.itm is None else agreement(scores.p_noise, 1 - scores.itm),
+        agreement=agreed,
+        recalibrated=None if made_right is None else made_right.p_noise,
+        remembered=remembered,
     )
+    result.record.update(record(result, table, settings | {"drop": list(drop)}, truth, made_right, grave))
+    write_parquet(out / FILE, columns(result, table, truth, made_right, grave))
+    write_subset(table, kept, out / KEEP)
+    if uids:
+        write_subset(table, kept, out / KEEP_UIDS)
+    write_json(out / RECORD, result.record)
+    return result
 
 
-def _stored(table: PairTable, name: str) -> pa.ChunkedArray:
-    return pq.read_table(table.parquet(name), columns=[name], memory_map=True).column(0)
+def _reason(judged: Sequence[Judged], name: str) -> str:
+    return next(one.skipped for one in judged if one.issue.name == name)

@@ -16,11 +16,14 @@ from truepair.evaluate.pairs import PairFeatures, encode_pairing, pairing
 from truepair.evaluate.result import benchmark_json
 from truepair.models.matcher import Matcher
 from truepair.noise import DetectionFigures, Mixture, detection, fit_losses
-from truepair.noise.scores import NEGATIVES, cosine, neg_clip_loss
+from truepair.noise.scores import NEGATIVES, cosine, neg_clip_loss_against, sampled
 from truepair.noise.tables import TRUTH
 from truepair.pairs.table import PairTable
 
 Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+ROWS_AT_ONCE = 65_536  # whose features are put together
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,42 @@ class NoiseResult:
         return benchmark_json(self.dataset, self.model, pretrained, "noise_detection", metrics)
 
 
+@dataclass(frozen=True)
+class RowFeatures:
+    """Features of the r rows that have an image and a caption, put together when asked for: no copy of all is made.
+
+    features: those of the distinct images and captions. rows: (r,) rows of the table, ascending.
+    texts: (C',) numbers of the captions, row by row: the row at place p owns texts[ends[p] : ends[p + 1]].
+    device: where `of` puts what it gives.
+    """
+
+    features: PairFeatures
+    rows: Integers
+    texts: Integers
+    ends: Integers
+    device: torch.device
+
+    def of(self, places: Integers) -> tuple[Tensor, Tensor]:
+        """Image (b, D) and mean of the captions (b, D) of rows[places], float32 unit rows."""
+        first, count = self.ends[places], np.diff(self.ends)[places]
+        owner = np.repeat(np.arange(len(places)), count)
+        captions = np.arange(len(owner)) + np.repeat(first - (np.cumsum(count) - count), count)
+        total = torch.zeros(len(places), self.features.texts.shape[1])
+        total.index_add_(0, torch.from_numpy(owner), self.features.texts[torch.from_numpy(self.texts[captions])])
+        image = self.features.images[torch.from_numpy(self.features.image_of_row[self.rows[places]])]
+        return image.to(self.device), normalize(total.to(self.device), dim=1)
+
+
+def row_features(model: Encoder, table: PairTable, features: PairFeatures) -> RowFeatures:
+    """Those of all rows of `table`, whose features these are. Raises UserError if no row can be scored."""
+    usable = features.image_of_row[features.row_of_caption] >= 0
+    rows, count = np.unique(features.row_of_caption[usable], return_counts=True)
+    if not len(rows):
+        raise UserError(f"no pair of {table.path} could be scored: {reasons(features.skipped)}")
+    ends = np.concatenate([[0], np.cumsum(count)])
+    return RowFeatures(features, rows, features.text_of_caption[usable], ends, model.device)
+
+
 def score_pairs(
     model: Encoder | Matcher,
     table: PairTable,
@@ -90,22 +129,45 @@ def score_pairs(
     model = towers_of(model)
     see = None if own is None else own.see
     features = encode_pairing(model, table, paired, batch_size=batch_size, workers=workers, progress=progress, see=see)
-    scored, text = _mean_captions(features)
-    if not len(scored):
-        raise UserError(f"no pair of {table.path} could be scored: {reasons(features.skipped)}")
-    image = features.images[features.image_of_row[scored]].to(model.device)
-    text = text.to(model.device)
+    itm = None if own is None else own.of_rows()
+    return scores_of(model, table, row_features(model, table, features), itm, scale, negatives=negatives, seed=seed)
+
+
+def scores_of(
+    model: Encoder,
+    table: PairTable,
+    rows: RowFeatures,
+    itm: Floats | None,
+    scale: float | None = None,
+    *,
+    negatives: int = NEGATIVES,
+    seed: int = 0,
+) -> PairScores:
+    """`score_pairs` of a table whose images and captions are encoded; `itm` is what the fusion encoder said, if any.
+
+    Memory beside the features: those of ROWS_AT_ONCE pairs on the device, and of the `negatives`.
+    """
     scale = float(model.scale.detach()) if scale is None else scale
-    cosines = cosine(image, text)
-    if not bool(cosines.isfinite().all()):
+    every = np.arange(len(rows.rows))
+    sample = sampled(len(every), negatives, seed)
+    images, texts = rows.of(sample)
+    cosines, scores = np.empty((2, len(every)), np.float32)
+    for start in range(0, len(every), ROWS_AT_ONCE):
+        places = every[start : start + ROWS_AT_ONCE]
+        image, text = rows.of(places)
+        cosines[places] = cosine(image, text).cpu().numpy()
+        numbers, among = (torch.from_numpy(part).to(model.device) for part in (places, sample))
+        found = neg_clip_loss_against(image, text, numbers, images, texts, among, scale)
+        scores[places] = found.cpu().numpy()
+    if not np.isfinite(cosines).all():
         raise UserError(
             f"model {model.name} gives features that are not finite; it cannot score the pairs of {table.path}"
         )
-    scores = _column(len(table), scored, neg_clip_loss(image, text, scale, negatives=negatives, seed=seed))
-    mixture = fit_losses(-scores)
-    p_noise = np.where(np.isnan(scores), np.nan, mixture.posterior(-scores)).astype(np.float32)
-    itm = None if own is None else own.of_rows()
-    return PairScores(_column(len(table), scored, cosines), scores, p_noise, mixture, features.skipped, itm)
+    column = _column(len(table), rows.rows, scores)
+    mixture = fit_losses(-column)
+    p_noise = np.where(np.isnan(column), np.nan, mixture.posterior(-column)).astype(np.float32)
+    of_all = _column(len(table), rows.rows, cosines)
+    return PairScores(of_all, column, p_noise, mixture, rows.features.skipped, itm)
 
 
 def noise_detection(
@@ -154,18 +216,7 @@ def _metrics(figures: DetectionFigures) -> dict[str, float]:
     return {name: value for name, value in asdict(figures).items() if name not in ("n", "rate")}
 
 
-def _mean_captions(features: PairFeatures) -> tuple[npt.NDArray[np.int64], Tensor]:
-    """Rows (r,) with an image and a caption, and the normalised mean of their captions' features (r, D)."""
-    usable = features.image_of_row[features.row_of_caption] >= 0
-    scored, group = np.unique(features.row_of_caption[usable], return_inverse=True)
-    total = torch.zeros(len(scored), features.texts.shape[1])
-    owner, text = torch.from_numpy(group), torch.from_numpy(features.text_of_caption[usable])
-    for rows, texts in zip(torch.split(owner, 65_536), torch.split(text, 65_536), strict=True):
-        total.index_add_(0, rows, features.texts[texts])
-    return scored, normalize(total, dim=1)
-
-
-def _column(n: int, rows: npt.NDArray[np.int64], values: Tensor) -> Floats:
+def _column(n: int, rows: npt.NDArray[np.int64], values: Floats) -> Floats:
     column = np.full(n, np.nan, np.float32)
-    column[rows] = values.cpu().numpy()
+    column[rows] = values
     return column

@@ -71,7 +71,7 @@ def nearest_partners(vectors: Matrix, images: Ints, texts: Ints) -> Ints:
     circle, whatever they are.
     """
     partner = np.arange(len(vectors))
-    for rows in _blocks(vectors, np.arange(len(vectors))):
+    for rows in similar_blocks(vectors, np.arange(len(vectors))):
         similarity = vectors[rows] @ vectors[rows].T
         alike = (images[rows, None] == images[rows]) | (texts[rows, None] == texts[rows])
         similarity[alike] = -np.inf
@@ -98,7 +98,7 @@ def _pair_greedily(rows: Ints, similarity: Matrix, partner: Ints) -> None:
         rows, similarity = rows[~mutual], similarity[np.ix_(~mutual, ~mutual)]
 
 
-def _blocks(vectors: Matrix, rows: Ints) -> list[Ints]:
+def similar_blocks(vectors: Matrix, rows: Ints) -> list[Ints]:
     """Blocks of at most BLOCK similar rows: halve at the median along the direction in which the rows vary most."""
     if len(rows) <= BLOCK:
         return [rows]
@@ -107,7 +107,7 @@ def _blocks(vectors: Matrix, rows: Ints) -> list[Ints]:
     direction = np.linalg.eigh(centred.T @ centred)[1][:, -1]
     order = np.argsort(vectors[rows] @ direction.astype(np.float32), kind="stable")
     half = len(rows) // 4 * 2
-    return [*_blocks(vectors, rows[order[:half]]), *_blocks(vectors, rows[order[half:]])]
+    return [*similar_blocks(vectors, rows[order[:half]]), *similar_blocks(vectors, rows[order[half:]])]
 
 
 def _features(words: list[str]) -> Matrix:

@@ -1,7 +1,5 @@
 """How well a pair matches, from its features: the cosine, and the cosine less what image and caption have for all."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ def neg_clip_loss(image: Tensor, text: Tensor, scale: float, *, negatives: int =
 
     Source: negCLIPLoss, arXiv 2405.19547 (one fixed sample in place of ten random batches: ours).
     """
-    sample = torch.from_numpy(_sample(len(image), negatives, seed)).to(image.device)  # (m,) ascending
+    sample = torch.from_numpy(sampled(len(image), negatives, seed)).to(image.device)  # (m,) ascending
     numbers = torch.arange(len(image), device=image.device)
     return neg_clip_loss_against(image, text, numbers, image[sample], text[sample], sample, scale)
 
@@ -52,6 +50,7 @@ def neg_clip_loss_against(
     return torch.cat(scores).float()
 
 
-def _sample(n: int, size: int, seed: int) -> NDArray[np.integer[Any]]:
+def sampled(n: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Ascending numbers of min(n, size) of n pairs, drawn with `seed`: those that each is compared with."""
     generator = np.random.Generator(np.random.Philox(seed))
     return np.sort(generator.choice(n, size=min(n, size), replace=False, shuffle=False))

@@ -27,8 +27,8 @@ def mixtures(record: RunRecord, label: str) -> Figure | None:
     if len(known) < 2:
         return None
     text = (
-        "The losses of all pairs with the two fitted groups after some of the epochs, over the same range. The groups move "
-        "apart while the matched pairs are learnt, and close up again when the mismatched ones are learnt by heart."
+        "The losses of all pairs with the two fitted groups after some of the epochs, over the same range. The groups "
+        "move apart while matched pairs are learnt, and close up again when the mismatched are learnt by heart."
     )
     bars = (("bar unknown", "pairs"),)
     truth = (("bar matched", "really matched"), ("bar mismatched", "really mismatched"))

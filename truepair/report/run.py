@@ -1,9 +1,7 @@
 """The run page: what one or several runs learned, what they came to think of the pairs, and how right they were."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from truepair.config import to_toml
 from truepair.errors import UserError
@@ -14,6 +12,7 @@ from truepair.report.doubt import doubt
 from truepair.report.found import searches
 from truepair.report.multiples import mixtures
 from truepair.report.record import labels, read_run
+from truepair.report.render import render, write_page
 from truepair.report.summary import differences, glossary, headings, lead, rows
 from truepair.report.svg import RUNS
 
@@ -32,7 +31,8 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
     methods = [record.config.method for record in records]
     names = labels(records)
     ends = names if len(names) > 1 else [""]  # one run's curves need no names
-    page = _render(
+    page = render(
+        "run.html",
         title=title or f"What the run{'s' * (len(runs) > 1)} found: {', '.join(dict.fromkeys(methods))}",
         lead=lead(records),
         head=headings(records),
@@ -53,23 +53,5 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
         labels=names,
         colours=len(RUNS),
     )
-    _write(out, page)
+    write_page(out, page)
     return out
-
-
-def _render(**values: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("truepair.report", "")
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return pages.get_template("run.html").render(values)
-
-
-def _write(out: Path, page: str) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

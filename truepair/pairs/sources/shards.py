@@ -27,18 +27,19 @@ def read_tar(path: Path, options: Options) -> Iterator[Sample | Skip]:
     """Every pair of a tar in WebDataset's or img2dataset's layout.
 
     The key is a member's path up to the first dot of its file name. Captions: the field `options.caption_field` of
-    KEY.json if set; else its list `captions`; else KEY.txt as a whole; else its `caption`. Label: KEY.cls, else the
-    JSON's `label`.
+    KEY.json if set; else its list `captions`; else KEY.txt, as a whole or, in a retrieval set of CLIP_benchmark, by
+    lines; else its `caption`. Label: KEY.cls, else the JSON's `label`.
     """
     source = Source(str(path.absolute()), "tar")
     words = [f'"{name}"'.encode() for name in ("captions", "label", *options.extra_columns)]
+    by_line = _one_caption_a_line(path)
     try:
         with TarFile(path) as tar:
             try:
                 for key, members in _groups(tar.members()):
                     notes: list[Skip] = []
                     try:
-                        sample = _sample(tar, key, members, source, options, words, notes)
+                        sample = _sample(tar, key, members, source, options, words, by_line, notes)
                     except Unusable as unusable:
                         yield Skip(source.path, key, unusable.reason, unusable.detail, len(members))
                     else:
@@ -83,6 +84,7 @@ def _sample(
     source: Source,
     options: Options,
     words: list[bytes],
+    by_line: bool,
     notes: list[Skip],
 ) -> Sample:
     image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
@@ -107,8 +109,10 @@ def _sample(
         values = many(facts.get(options.caption_field))
     elif isinstance(facts.get("captions"), list):
         values = facts["captions"] or [text]
+    elif text is None:
+        values = many(facts.get("caption"))
     else:
-        values = [text] if text is not None else many(facts.get("caption"))
+        values = [*text.splitlines()] if by_line else [text]
     captions, dropped = clean_captions(values)
     notes += [Skip(source.path, key, bad.reason + KEPT, bad.detail, 0) for bad in dropped]
 
@@ -120,6 +124,12 @@ def _sample(
         notes.append(Skip(source.path, key, unusable.reason + KEPT, unusable.detail, 0))
     extra = {name: scalar(facts.get(name)) for name in options.extra_columns}
     return Sample(key, source, image.offset, image.name, content, captions, label, extra, len(members))
+
+
+def _one_caption_a_line(shard: Path) -> bool:
+    """Whether a tar belongs to a retrieval set of CLIP_benchmark: SET/test/0.tar beside SET/dataset_type.txt."""
+    note = shard.absolute().parent.parent / "dataset_type.txt"
+    return note.is_file() and note.read_bytes()[:32].strip().lower() == b"retrieval"
 
 
 def _text(tar: TarFile, member: Member | None, too_large: str) -> bytes | None:

@@ -1,0 +1,85 @@
+"""Writes the tables of README.md and docs/choose.md from results.json files of `truepair bench`, never by hand.
+
+    python benchmarks/tables.py            # writes them
+    python benchmarks/tables.py --check    # exit 1, naming the place, if a table is not what its file says
+
+A table stands between two comments, and whatever is between them is replaced:
+
+    <!-- truepair bench: benchmarks/results/2026-11-23-emoji-cpu.json score rates=0,0.4 rows="clip;gate" -->
+    <!-- end -->
+
+First the file, from the repository's root; then what: `score` (the grid's own figure) or another figure by name (top5,
+text_to_image_r1, ...), `detection` or `cost`. Scores take rates=0,0.4 and rows="clip;never, no split", which leave all
+others out.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from truepair.bench.grid import FIGURES
+from truepair.bench.summary import cost_table, detection_table, score_table
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/choose.md")
+PLACE = re.compile(
+    r"(?P<open><!-- truepair bench: (?P<words>[^\n]*?) -->\n).*?(?P<close>^<!-- end -->)", re.DOTALL | re.M
+)
+
+
+def table(words: str, root: Path) -> list[str]:
+    """The table that a marker comment asks for. Raises ValueError, saying what is wrong with it."""
+    file, what, *more = [*shlex.split(words), "", ""][: max(2, len(shlex.split(words)))]
+    if not what or "=" in what:
+        raise ValueError(f"say which table before {what!r}: score, detection, cost or a figure")
+    try:
+        results = json.loads((root / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    chosen = dict(word.partition("=")[::2] for word in more)
+    if unknown := chosen.keys() - {"rates", "rows"}:
+        raise ValueError(f"{unknown.pop()!r} is not known; rates=A,B and rows=A;B are")
+    if what in ("detection", "cost"):
+        return detection_table(results) if what == "detection" else cost_table(results)
+    if what != "score" and what not in FIGURES:
+        raise ValueError(f"{what!r} is no table; choose score, detection, cost, {', '.join(FIGURES)}")
+    rates = [float(rate) for rate in chosen.get("rates", "").split(",") if rate]
+    rows = [name for name in chosen.get("rows", "").split(";") if name]
+    lines = score_table(results, figure="" if what == "score" else what, rates=rates, rows=rows)
+    if len(lines) < 3:
+        raise ValueError(f"{file} has no figures for {words!r}")
+    return lines
+
+
+def filled(text: str, root: Path = ROOT) -> str:
+    """A page with its tables made anew. Raises ValueError for a marker that cannot be followed or is not closed."""
+    if text.count("<!-- truepair bench:") != len(PLACE.findall(text)):
+        raise ValueError("a marker <!-- truepair bench: ... --> has no <!-- end --> on a line of its own")
+    return PLACE.sub(lambda at: f"{at['open']}{chr(10).join(table(at['words'], root))}\n{at['close']}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not up to date")
+    args = parser.parse_args()
+    stale = []
+    for name in PAGES:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        try:
+            after = filled(before)
+        except ValueError as error:
+            sys.exit(f"{name}: {error}")
+        if after != before:
+            stale.append(name)
+            if not args.check:
+                (ROOT / name).write_text(after, encoding="utf-8")
+                print(f"{name}: written", file=sys.stderr)
+    if args.check and stale:
+        sys.exit(f"{', '.join(stale)}: not what the results say; run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a few labels say of all pairs: how high p_noise should be, and how noisy the table is."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from truepair.errors import UserError
+from truepair.noise.labels import Labels, read_labels
+from truepair.noise.rate import draw_sample, noise_rate, sample_weight, strata
+from truepair.noise.recalibration import gain, recalibrate
+from truepair.pairs.table import PairTable
+
+TO_LABEL = 200  # rows
+POINTS = 101  # of the curve that is told
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """p_noise: (n,) float32 made right by labels, NaN where there was none. told: what audit.json says of it."""
+
+    p_noise: Floats
+    told: dict[str, Any]
+
+
+def to_label(p_noise: Floats) -> tuple[Integers, Integers]:
+    """A stratified sample of rows to look at, TO_LABEL at most, and the stratum (n,) of every row; no chance in it."""
+    stratum = strata(p_noise)
+    return draw_sample(stratum, TO_LABEL, p_noise=p_noise), stratum
+
+
+def labels_of(table: PairTable, path: Path) -> Labels:
+    """The labels in a file, their keys compared with the table's. Raises UserError as `read_labels`."""
+    keys = table.strings("key")
+    return read_labels(path, len(table), lambda rows: [keys[int(row)] for row in rows])
+
+
+def calibrated(p_noise: Floats, labels: Labels) -> Calibrated:
+    """Recalibrate p_noise (n,) by labels, each weighing as many pairs as its stratum has for a label.
+
+    Labels of the sample to label count alone, if there are any: chosen pairs stand for no others. If there are none,
+    those that there are must be a random sample of each stratum, and this is told.
+    Raises UserError if no pair that has a p_noise is labelled keep or mismatch.
+    """
+    drawn, stratum = to_label(p_noise)
+    used = labels.among(drawn)
+    if not len(used.rows):
+        note = "none of the labels is of the sample to label: they are taken for a random sample of their own"
+        used = replace(labels, told=(*labels.told, note))
+    scored, known = stratum[used.rows] >= 0, stratum[used.unsure] >= 0
+    used = replace(used, rows=used.rows[scored], noisy=used.noisy[scored], unsure=used.unsure[known])
+    if not len(used.rows):
+        raise UserError("no pair with a p_noise is labelled keep or mismatch; label some of the audit page's sample")
+    weighed = p_noise[used.rows], used.noisy, sample_weight(stratum, used)
+    curve, gained, rate = recalibrate(*weighed), gain(*weighed), noise_rate(stratum, used)
+    points = np.linspace(0, 1, POINTS)
+    told = {
+        "kind": curve.kind,
+        "labelled": len(used.rows),
+        "unsure": len(used.unsure),
+        "rate": rate.rate,
+        "low": rate.low,
+        "high": rate.high,
+        "level": rate.level,
+        "if_unsure_clean": rate.if_unsure_clean,
+        "if_unsure_noisy": rate.if_unsure_noisy,
+        "unlabelled": rate.unlabelled,
+        "before_ece": gained.before_ece,
+        "after_ece": gained.after_ece,
+        "chance_ece": gained.chance_ece,
+        "map": np.stack([points, curve(points)], axis=1).tolist(),
+        "told": list(used.told),
+    }
+    return Calibrated(curve(p_noise), told)

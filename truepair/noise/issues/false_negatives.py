@@ -1,0 +1,171 @@
+"""False negatives: pairs that describe each other's images.
+
+Rows are compared block by block: all of them up to EXACT rows, beyond that within blocks of at most 2,048 similar rows,
+made TREES times in different ways; so time is N · 2,048 · TREES and never N².
+"""
+
+from itertools import combinations_with_replacement
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from truepair.noise.issues.alike import components, groups
+from truepair.noise.issues.base import DOUBTED, Evidence, Features, Floats, Found, Ints, Issue
+from truepair.noise.near import BLOCK, similar_blocks
+
+EXACT = 16_384  # rows that are all compared with each other
+TREES = 2
+SKETCH = 32  # directions in which rows are divided into blocks
+PARTNERS = 16  # of a row in one comparison of two blocks
+LARGEST = 1000  # rows of a group
+AT_ONCE = 65_536
+
+Edges = tuple[Ints, Ints, Floats]  # places i, j of pairs and how well they describe each other
+
+
+def find(evidence: Evidence, threshold: float) -> Found:
+    """Score of a row: the best of its partners'; groups of partners, none larger than LARGEST."""
+    features = evidence.features
+    assert features is not None, "`lacks` says so"
+    score = np.full(len(evidence), np.nan, np.float32)
+    group = np.full(len(evidence), -1)
+    places = np.flatnonzero(~(evidence.p_noise[features.rows] >= DOUBTED))
+    rows = features.rows[places]
+    first, second, likeness = _edges(features, places, evidence.image[rows], evidence.scale, threshold)
+    best = np.zeros(len(rows), np.float32)
+    for side in (first, second):
+        np.maximum.at(best, side, likeness)
+    score[rows] = best
+    together = _groups(len(rows), first, second, likeness)
+    group[rows] = np.where(together >= 0, rows[together] if len(rows) else -1, -1)
+    return Found(score, group)
+
+
+def lacks(evidence: Evidence) -> str:
+    return "" if evidence.features is not None else evidence.without_features
+
+
+def _edges(features: Features, places: Ints, image: Ints, scale: float, threshold: float) -> Edges:
+    """Pairs among `places` (r,), numbered 0 … r-1, of different images."""
+    found = []
+    if len(places) <= EXACT:
+        blocks = [np.arange(start, min(start + BLOCK, len(places))) for start in range(0, len(places), BLOCK)]
+        compared = list(combinations_with_replacement(blocks, 2))
+    else:
+        compared = [(block, block) for tree in _trees(features, places) for block in tree]
+    for one, other in compared:
+        sides = features.of(places[one]), features.of(places[other])
+        found.append(_between(sides, image[one], image[other], one, other, scale, threshold))
+    first, second, likeness = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _NONE
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    _, kept = np.unique(low * len(places) + high, return_index=True)
+    return low[kept], high[kept], likeness[kept]
+
+
+_NONE: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+def _between(
+    sides: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+    image: Ints,
+    other_image: Ints,
+    one: Ints,
+    other: Ints,
+    scale: float,
+    threshold: float,
+) -> Edges:
+    """Pairs of a row of block `one` and a row of block `other`, each row's best PARTNERS among them.
+
+    Likeness of i and j: exp(s · (min(c_ij, c_ji) - max(c_ii, c_jj))), c_ij the cosine of image i and caption j.
+    """
+    (images, texts), (other_images, other_texts) = sides
+    across = torch.minimum(images @ other_texts.T, texts @ other_images.T)  # (b, b')
+    own, other_own = (images * texts).sum(1), (other_images * other_texts).sum(1)
+    likeness = ((across - torch.maximum(own[:, None], other_own)) * scale).clamp(max=0).exp()
+    alike = torch.from_numpy(image[:, None] == other_image).to(likeness.device)
+    likeness[alike] = 0  # rows of one image, the row itself among them: another issue
+    best, place = likeness.topk(min(PARTNERS, likeness.shape[1]), dim=1)
+    row, column = (best >= threshold).nonzero(as_tuple=True)
+    return (
+        one[row.cpu().numpy()],
+        other[place[row, column].cpu().numpy()],
+        best[row, column].float().cpu().numpy(),
+    )
+
+
+def _trees(features: Features, places: Ints) -> list[list[Ints]]:
+    """TREES ways of dividing `places` into blocks of similar rows, by the directions in which they vary most."""
+    sample = places[:: max(1, len(places) // 4096)]
+    centre, directions = _directions(_joint(features, sample))
+    sketch = np.empty((len(places), directions.shape[1]), np.float32)
+    for start in range(0, len(places), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        sketch[part] = ((_joint(features, places[part]) - centre) @ directions).cpu().numpy()
+    generator = np.random.Generator(np.random.Philox(0))
+    weights = [np.ones(sketch.shape[1]), *generator.uniform(0.3, 1, (TREES - 1, sketch.shape[1]))]
+    return [similar_blocks(sketch * weight.astype(np.float32), np.arange(len(places))) for weight in weights]
+
+
+def _joint(features: Features, places: Ints) -> Tensor:
+    image, text = features.of(places)
+    return normalize(image + text, dim=1)
+
+
+def _directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and the first SKETCH principal directions (D, k)."""
+    centre = vectors.mean(dim=0)
+    centred = (vectors - centre).double()
+    found = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -SKETCH:]
+    return centre, found.float()
+
+
+def _groups(n: int, first: Ints, second: Ints, likeness: Floats) -> Ints:
+    """(n,) a place of each group; one that is too large falls apart into chains of best partners, then into slices."""
+    label = components(n, first, second)
+    if (np.bincount(label, minlength=1) > LARGEST).any():
+        crowded = np.bincount(label, minlength=n)[label] > LARGEST
+        best = np.zeros(n, np.float32)
+        for side in (first, second):
+            np.maximum.at(best, side, likeness)
+        chosen = ~crowded[first] | (likeness >= best[first]) | (likeness >= best[second])
+        label = components(n, first[chosen], second[chosen])
+        label = _sliced(label)
+    return groups(label)
+
+
+def _sliced(label: NDArray[np.int64]) -> Ints:
+    """Labels of groups of at most LARGEST: a larger one is cut into slices in the order of its members."""
+    order = np.argsort(label, kind="stable")
+    begins = np.searchsorted(label[order], label[order])
+    leader = begins + (np.arange(len(label)) - begins) // LARGEST * LARGEST
+    cut = np.empty_like(label)
+    cut[order] = order[leader]
+    return cut
+
+
+false_negative_group = Issue(
+    name="false_negative_group",
+    title="Pairs that describe each other",
+    explanation=(
+        "These captions fit one another's images nearly as well as their own, so a contrastive loss that pushes them"
+        " apart pushes against the truth. Nothing is wrong with such pairs: train on them with a method that allows "
+        "for it (truepair train --method fff or softclip), or keep one of a group. Two pairs belong together if, by "
+        "the model, each one's caption is at least half as likely for the other's image as the better of the two is "
+        "for its own (threshold ours). Pairs that are doubted themselves, and rows of one image, are not judged. Up "
+        "to 16,384 rows all are compared; in larger tables rows are compared within two divisions into blocks of "
+        "2,048 similar rows, which may miss some. A weak model finds more of them than there are. Groups hold 1,000 "
+        "rows at most; larger ones are cut."
+    ),
+    score_says=(
+        "how likely the best partner's caption is for this image and the other way round, against their own: 1 as "
+        "likely"
+    ),
+    threshold=0.5,
+    action="keep",
+    find=find,
+    lacks=lacks,
+    grouped=True,
+)
