@@ -64,6 +64,7 @@ ROWS = (
     Row("never-itc, no locals, no intra", "never-itc", {"local": False, "intra": False}),
     Row("never, no split", "never", {"ratio": 0.0}),
     Row("never, no MLM", "never", {"mlm": 0.0}),
+    Row("never, MLM among the words used", "never", {"vocabulary": "used"}),
     Row("never", "never"),
 )
 

@@ -94,7 +94,7 @@ def test_a_part_of_a_grid_is_told_as_a_part_and_the_rest_joins_it(
     assert all(cell.endswith("-0") for cell in machine.cells)
     assert [one["file"] for one in results["noise"]] == ["noise/shuffle-40-0.parquet", "noise/shuffle-40-1.parquet"]
     commands = [shlex.join(child.command[1:]) for child in machine.started]
-    assert all(f"-m truepair train --config {tmp_path}/work/cells/" in command for command in commands)
+    assert all(f"-m truepair train --config {tmp_path / 'work' / 'cells'}" in command for command in commands)
     recipe = (tmp_path / "work" / "cells" / "gate-soft-shuffle-40-0.toml").read_text()
     assert 'method = "gate"' in recipe and "power = 0.5" in recipe and "seed = 0" in recipe and "workers = 0" in recipe
 
