@@ -14,6 +14,7 @@ from truepair.bench.cells import Cell, Pairs, cells_of, commands, config_of, def
 from truepair.bench.children import Child, Place, Start, places, usable_cores, visible_gpus
 from truepair.bench.estimate import Screen, said, seconds_left
 from truepair.bench.grid import Grid, check_methods
+from truepair.bench.labelled import against_labels
 from truepair.bench.prepare import corpus_of, prepared, read_list
 from truepair.bench.provenance import provenance
 from truepair.bench.results import gather, write
@@ -95,6 +96,8 @@ def report(grid: Grid, out: Path, command: str) -> dict[str, Any]:
         for name in ("pairs", *(["epochs"] if cell.oracle else [])):  # which only the table can tell
             settings[name] = result["settings"][name]
         files.checked(settings, defaults_of(cell.row.method))
+        if grid.labels and not cell.oracle:
+            result["detection"] |= against_labels(files.run, Path(grid.labels))
         found.append(result)
     noises = {f"{cell.noise}-{cell.seed}" for cell in every if cell.rate}
     lists = [read_list(file, out) for file in sorted((out / "noise").glob("*.parquet")) if file.stem in noises]

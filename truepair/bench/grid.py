@@ -75,6 +75,7 @@ class Grid:
     evaluate: list[EvalSet]
     about: str = ""  # a sentence for the page
     table: str = "train"  # the pair table to train on, below the corpus' folder
+    labels: str = ""  # labels.csv of some of the table's rows: detection is measured on them, where no truth is known
     untouched: str = "clean"  # what the corpus is called as it is, at rate 0
     figure: str = ""  # which figure is the score; empty: top1, or text_to_image_r1 where no set has classes
     corpus_options: CorpusOptions = field(default_factory=CorpusOptions)
@@ -132,6 +133,9 @@ def from_toml(path: Path) -> Grid:
     grid.train = merged(below, grid.train)
     grid.rates = [float(rate) if type(rate) is int else rate for rate in grid.rates]
     grid.figure = grid.figure or ("top1" if any(one.zeroshot for one in sets) else "text_to_image_r1")
+    if grid.labels and not (path.parent / grid.labels).is_file():
+        raise UserError(f"{path}: labels = {grid.labels!r}: there is no such file beside the grid")
+    grid.labels = grid.labels and str(path.parent / grid.labels)
     _check(grid, str(path))
     return grid
 

@@ -169,7 +169,9 @@ def detection_table(results: Results) -> list[str]:
 
 def detection_cells(results: Results) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Heads, and (method, texts): AUROC / AP / ECE of p_noise, and AUROC of the method's own opinion, where known."""
-    chosen = columns(results, untouched=False)
+    chosen = columns(
+        results, untouched=any("auroc" in cell["detection"] for cell in results["cells"] if not cell["rate"])
+    )
     by_name = {name: lines(results, detection(name), chosen, references=False, every=True) for name in DETECTED}
     found = []
     for number, line in enumerate(by_name["auroc"]):
