@@ -42,6 +42,14 @@ def test_fewer_images_and_captions_than_are_asked_for_are_told_as_they_are() -> 
     assert len(told) == 2 and all(len(one.captions) == 2 for one in told)
 
 
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_a_model_that_tells_nothing_apart_or_has_no_numbers_finds_nothing(value: float) -> None:
+    seen, read = F.normalize(torch.full((8, 4), value)), F.normalize(torch.full((9, 4), value))
+    right = positives(np.arange(8), np.arange(8), 8)
+    told = retrieved(seen, read, right, np.arange(8), [str(number) for number in range(9)], 8)
+    assert [one.rank for one in told] == [9] * 8
+
+
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
     told, _, _ = found()
     assert read_retrieved(tmp_path) is None
@@ -56,6 +64,9 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / FILE).write_text(damage)
+    with pytest.raises(UserError, match=r"retrieved\.json cannot be read"):
+        read_retrieved(tmp_path)
+    (tmp_path / FILE).write_text('{"table": "t", "images": [{"row": 1e999, "rank": 1, "captions": [], "right": []}]}')
     with pytest.raises(UserError, match=r"retrieved\.json cannot be read"):
         read_retrieved(tmp_path)
     one = {"row": 1, "rank": 1, "captions": ["a", "b"], "right": [True]}

@@ -28,7 +28,8 @@ AT_ONCE = 32  # images
 class Retrieved:
     """One image's search among all captions.
 
-    row: of the table, the image's. rank: place of its first right caption, from 1. captions: the nearest, nearest
+    row: of the table, the image's. rank: place of its first right caption, from 1; it stands behind the wrong ones that
+    tie with it, so that a collapsed model finds nothing, and last where there are no numbers. captions: the nearest, nearest
     first, cut to LONGEST characters; right: which of them describe it.
     """
 
@@ -51,15 +52,15 @@ def retrieved(
     found = []
     for start in range(0, len(drawn), AT_ONCE):
         chosen = drawn[start : start + AT_ONCE]
-        scores = images[torch.from_numpy(chosen)] @ texts.T
+        scores = (images[torch.from_numpy(chosen)] @ texts.T).nan_to_num(nan=-torch.inf)
         nearest = scores.topk(min(NEAREST, len(texts)), dim=1).indices.tolist()
         for image, row, best in zip(chosen.tolist(), scores, nearest, strict=True):
             own = right.indices[int(right.indptr[image]) : int(right.indptr[image + 1])].to(row.device)
-            rank = 1 + int((row > row[own].max() + TIE).sum())
+            ahead = row >= row[own].max() - TIE
+            ahead[own] = False
             told = tuple(captions[text][:LONGEST] for text in best)
-            found.append(
-                Retrieved(int(rows[image]), rank, told, tuple(torch.isin(torch.tensor(best), own.cpu()).tolist()))
-            )
+            ticks = tuple(torch.isin(torch.tensor(best), own.cpu()).tolist())
+            found.append(Retrieved(int(rows[image]), 1 + int(ahead.sum()), told, ticks))
     return found
 
 
@@ -79,7 +80,7 @@ def read_retrieved(run: Path) -> tuple[Path, list[Retrieved]] | None:
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
         return Path(str(kept["table"])), [_retrieved(one) for one in kept["images"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{file} cannot be read: {reason(error)}") from error
 
 
