@@ -28,8 +28,8 @@ AT_ONCE = 32  # images
 class Retrieved:
     """One image's search among all captions.
 
-    row: of the table, the image's. rank: place of its first right caption, from 1; it stands behind the wrong ones that
-    tie with it, so that a collapsed model finds nothing, and last where there are no numbers. captions: the nearest, nearest
+    row: of the table, the image's. rank: place of its first right caption, from 1; behind the wrong ones that tie with
+    it, so that a collapsed model finds nothing, and last where there are no numbers. captions: the nearest, nearest
     first, cut to LONGEST characters; right: which of them describe it.
     """
 

@@ -49,7 +49,7 @@ def run_report(runs: Sequence[Path], out: Path, *, title: str = "", worst: int =
         completions=list(filter(None, map(completion, records, names, range(len(records))))),
         differences=differences(records),
         configs=[(name, to_toml(record.config)) for record, name in zip(records, names, strict=True)],
-        notes=[(name, note) for record, name in zip(records, names, strict=True) for note in dict.fromkeys(record.notes)],
+        notes=list(dict.fromkeys((name, note) for of, name in zip(records, names, strict=True) for note in of.notes)),
         labels=names,
         colours=len(RUNS),
     )
