@@ -10,7 +10,7 @@ A table stands between two comments, and whatever is between them is replaced:
 
 First the file, from the repository's root; then what: `score` (the grid's own figure) or another figure by name (top5,
 text_to_image_r1, ...), `detection` or `cost`. Scores take rates=0,0.4 and rows="clip;never, no split", which leave all
-others out.
+others out. A table without what was asked for is an error, and so is a page of PAGES_WITH_TABLES that has none.
 """
 
 import argparse
@@ -18,13 +18,17 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from truepair.bench.grid import FIGURES
-from truepair.bench.summary import cost_table, detection_table, score_table
+from truepair.bench.summary import columns, cost_table, detection_table, lines, score, score_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/choose.md")
+PAGES_WITH_TABLES: tuple[str, ...] = ()  # those of PAGES that must have a table
+MARKER = "<!-- truepair bench:"
 PLACE = re.compile(
     r"(?P<open><!-- truepair bench: (?P<words>[^\n]*?) -->\n).*?(?P<close>^<!-- end -->)", re.DOTALL | re.M
 )
@@ -43,22 +47,45 @@ def table(words: str, root: Path) -> list[str]:
     if unknown := chosen.keys() - {"rates", "rows"}:
         raise ValueError(f"{unknown.pop()!r} is not known; rates=A,B and rows=A;B are")
     if what in ("detection", "cost"):
-        return detection_table(results) if what == "detection" else cost_table(results)
-    if what != "score" and what not in FIGURES:
+        if chosen:
+            raise ValueError(f"{what} is always whole; {min(chosen)} is for scores")
+        made = detection_table(results) if what == "detection" else cost_table(results)
+    elif what == "score" or what in FIGURES:
+        made = scores(results, "" if what == "score" else what, chosen)
+    else:
         raise ValueError(f"{what!r} is no table; choose score, detection, cost, {', '.join(FIGURES)}")
+    if len(made) < 3:
+        raise ValueError(f"{file} has no figures for {words!r}")
+    return made
+
+
+def scores(results: Mapping[str, Any], figure: str, chosen: Mapping[str, str]) -> list[str]:
+    """A table of scores with the chosen rates and rows. Raises ValueError if one of them has no figure in it."""
     rates = [float(rate) for rate in chosen.get("rates", "").split(",") if rate]
     rows = [name for name in chosen.get("rows", "").split(";") if name]
-    lines = score_table(results, figure="" if what == "score" else what, rates=rates, rows=rows)
-    if len(lines) < 3:
-        raise ValueError(f"{file} has no figures for {words!r}")
-    return lines
+    shown = [column for column in columns(results) if not rates or column.rate in rates]
+    found = [line for line in lines(results, score(results, figure), shown) if not rows or line.name in rows]
+    known = {column.rate for place, column in enumerate(shown) if any(line.cells[place] for line in found)}
+    if missing := [f"{rate:g}" for rate in rates if rate not in known]:
+        raise ValueError(f"there are no figures at rate {', '.join(missing)}")
+    if missing := [name for name in rows if name not in {line.name for line in found}]:
+        raise ValueError(f"there are no figures of the row {'; '.join(missing)}")
+    return score_table(results, figure=figure, rates=rates, rows=rows)
 
 
 def filled(text: str, root: Path = ROOT) -> str:
     """A page with its tables made anew. Raises ValueError for a marker that cannot be followed or is not closed."""
-    if text.count("<!-- truepair bench:") != len(PLACE.findall(text)):
+    if text.count(MARKER) != len(PLACE.findall(text)):
         raise ValueError("a marker <!-- truepair bench: ... --> has no <!-- end --> on a line of its own")
     return PLACE.sub(lambda at: f"{at['open']}{chr(10).join(table(at['words'], root))}\n{at['close']}", text)
+
+
+def page(name: str, root: Path = ROOT) -> tuple[str, str]:
+    """A page as it is, and as it should be. Raises ValueError as `filled`, and if a promised table is not there."""
+    text = (root / name).read_text(encoding="utf-8")
+    if name in PAGES_WITH_TABLES and MARKER not in text:
+        raise ValueError(f"it should have a table, and there is no marker {MARKER} ... -->")
+    return text, filled(text, root)
 
 
 def main() -> None:
@@ -67,9 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     stale = []
     for name in PAGES:
-        before = (ROOT / name).read_text(encoding="utf-8")
         try:
-            after = filled(before)
+            before, after = page(name)
         except ValueError as error:
             sys.exit(f"{name}: {error}")
         if after != before:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from truepair.evaluate.remembered import write_columns
 from truepair.noise import fit_losses, reliability
-from truepair.pairs.columns import write_parquet
 from truepair.pairs.table import PAIRS, SCHEMA, PairTable
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -36,6 +36,7 @@ def write_audit(
     unscored: Sequence[int] = (),
     degenerate: bool = False,
     calibration: dict[str, Any] | None = None,
+    against: Sequence[dict[str, Any]] = (),
     to_label: int = 40,
     sources: Sequence[tuple[str, str, int]] = (),
     seed: int = 0,
@@ -43,7 +44,7 @@ def write_audit(
     """Write the files for pairs of which `noisy` are mismatched, and return audit.json and all columns as one dict.
 
     unscored: rows without scores. issues: those looked for; the others are named as skipped.
-    sources: (kind, name, pairs).
+    sources: (kind, name, pairs), of each kind one after the other from the first row on. against: second tables.
     """
     n, random = len(table), np.random.default_rng(seed)
     loss = np.where(noisy, random.normal(0.16, 0.03, n), random.normal(0.05, 0.02, n)).astype(np.float32)
@@ -65,8 +66,10 @@ def write_audit(
         columns["itm"] = _nullable((1 - p_noise * 0.9).astype(np.float32))
     if truth:
         columns["is_noise"] = noisy
+    in_force = p_noise
     if calibration:
-        columns["p_noise_recalibrated"] = _nullable(np.clip(p_noise**2, 0, 1))
+        in_force = np.clip(p_noise**2, 0, 1)
+        columns["p_noise_recalibrated"] = _nullable(in_force)
     entries = []
     for name, (action, threshold) in {
         "mismatched_pair": ("drop", 0.5),
@@ -98,13 +101,14 @@ def write_audit(
         )
     columns["action"] = ["keep"] * n
     drawn = np.sort(random.choice(np.flatnonzero(seen), min(to_label, int(seen.sum())), replace=False))
-    diagram = reliability(p_noise[seen], noisy[seen]) if truth and seen.any() else None
+    diagram = reliability(in_force[seen], noisy[seen]) if truth and seen.any() else None
     about = {
         "truepair": "0.6",
         "dataset": "web",
         "table": str(table.path),
         "model": "run",
-        "settings": {"negatives": 4096},
+        "id": f"audit {seed}",
+        "settings": {"scores": {"images": "1a", "captions": "2b"}},
         "n": n,
         "scored": int(seen.sum()),
         "expected_noise": float(p_noise[seen].sum()),
@@ -122,11 +126,9 @@ def write_audit(
         else None,
         "truth": truth,
         "issues": entries,
+        "against": list(against),
         "reliability": None if diagram is None else _diagram(diagram),
-        "sources": [
-            {"kind": kind, "name": name, "n": pairs, "doubted": pairs // (3 + i), "rate": 1 / (4 + i)}
-            for i, (kind, name, pairs) in enumerate(sources)
-        ],
+        "sources": _rates(sources, in_force),
         "actions": {"keep": n},
         "to_label": {
             "rows": drawn.tolist(),
@@ -136,7 +138,7 @@ def write_audit(
         "calibration": calibration,
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_parquet(out / "audit.parquet", columns)
+    write_columns(out / "audit.parquet", columns, about["id"])
     (out / "audit.json").write_text(json.dumps(about))
     return {**columns, "about": about, "loss": loss, "p": p_noise}
 
@@ -168,6 +170,17 @@ def make_table(path: Path, captions: list[list[str]], keys: list[str], *, side: 
     about = {"version": 1, "caption_column": "caption", "sources": [source], "made": {}}
     (path / "table.json").write_text(json.dumps(about))
     return PairTable.open(path)
+
+
+def _rates(sources: Sequence[tuple[str, str, int]], p_noise: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+    told, start = [], dict.fromkeys((kind for kind, _, _ in sources), 0)
+    for kind, name, pairs in sources:
+        p = p_noise[start[kind] : start[kind] + pairs]
+        p = p[~np.isnan(p)].astype(np.float64)
+        start[kind] += pairs
+        rate = float(p.mean()) if len(p) else 0.0
+        told.append({"kind": kind, "name": name, "n": len(p), "doubted": int((p >= 0.5).sum()), "rate": rate})
+    return told
 
 
 def _nullable(values: np.ndarray[Any, Any]) -> pa.Array:

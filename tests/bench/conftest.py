@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from truepair.bench.grid import Grid, from_toml
+from truepair.bench import bench
+from truepair.bench.cells import cells_of
+from truepair.bench.grid import Grid
+from truepair.bench.reading import from_toml
 
 GRID = """
 name = "small"
@@ -156,3 +160,16 @@ class Machine:
 @pytest.fixture
 def machine() -> Machine:
     return Machine()
+
+
+@pytest.fixture
+def pretended(grid: Grid, scenes: Path, tmp_path: Path, machine: Any) -> Callable[..., Any]:
+    """Runs the small grid, or cells of it, with commands that only pretend."""
+    grid.corpus = str(scenes)
+
+    def run(**how: Any) -> Any:
+        cells = cells_of(grid, **{name: how.pop(name) for name in ("methods", "rates", "seeds") if name in how})
+        options = {"console": Console(quiet=True), "command": "truepair bench", "jobs": 2, "start": machine}
+        return bench.run_bench(grid, tmp_path / "work", cells, **(options | how))
+
+    return run

@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from truepair.bench import bench
 from truepair.bench.cells import cells_of
-from truepair.bench.grid import ORACLE, Grid
+from truepair.bench.grid import ORACLE, EvalSet
+from truepair.bench.lock import locked
+from truepair.bench.state import CellFiles, Progress
 from truepair.cli import main
 from truepair.errors import UserError
 
@@ -50,7 +51,8 @@ def test_a_grid_becomes_runs_tables_and_a_page(
     run = work / "cells" / "oracle-filter-shuffle-40-3"
     assert (run / "report.html").is_file() and (run / "metrics.jsonl").is_file()
     kept = pq.read_table(work / "tables" / "shuffle-40-3-matched.parquet").num_rows
-    assert found["settings"]["pairs"].endswith(f"{kept} rows") and found["steps"] >= kept // 32
+    assert found["settings"]["rows"] == kept and found["steps"] >= kept // 32
+    assert {"evaluate.own.zeroshot.digest", "evaluate.again.retrieval.digest"} <= found["settings"].keys()
     assert (work / "noise" / "shuffle-40-3.parquet").is_file()
     assert "oracle filter" in (work / "bench.html").read_text() and "oracle filter" in (work / "table.md").read_text()
 
@@ -68,19 +70,6 @@ def test_a_grid_becomes_runs_tables_and_a_page(
     for flags in (["--methods", ORACLE], ["--report-only"]):
         _, said = told(capsys, other, "--out", str(work), *flags, code=2)
         assert "batch_size = 32, where the grid now asks for 16" in said
-
-
-@pytest.fixture
-def pretended(grid: Grid, scenes: Path, tmp_path: Path, machine: Any) -> Callable[..., Any]:
-    """Runs the small grid, or cells of it, with commands that only pretend."""
-    grid.corpus = str(scenes)
-
-    def run(**how: Any) -> Any:
-        cells = cells_of(grid, **{name: how.pop(name) for name in ("methods", "rates", "seeds") if name in how})
-        options = {"console": Console(quiet=True), "command": "truepair bench", "jobs": 2, "start": machine}
-        return bench.run_bench(grid, tmp_path / "work", cells, **options, **how)
-
-    return run
 
 
 def test_a_part_of_a_grid_is_told_as_a_part_and_the_rest_joins_it(
@@ -137,11 +126,80 @@ def test_the_command_ends_with_2_after_failures_and_130_after_a_signal(
     assert (result["done"], result["failed"], result["late"]) == (5, {}, False)
 
 
-def test_two_benches_do_not_share_a_directory(pretended: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_benches_do_not_share_a_directory(pretended: Callable[..., Any], tmp_path: Path, grid: Any) -> None:
     (tmp_path / "work").mkdir()
-    with bench.locked(tmp_path / "work"), pytest.raises(UserError, match="another bench"):
+    with locked(tmp_path / "work"), pytest.raises(UserError, match="another bench"):
         pretended()
     assert pretended(seeds=[0], rates=[0.0])[0].done
+    with locked(tmp_path / "work"), pytest.raises(UserError, match="another bench"):
+        bench.report(grid, tmp_path / "work")
+    with pytest.raises(UserError, match="there is no bench in"):
+        bench.report(grid, tmp_path / "nowhere")
+
+
+def test_a_typo_in_a_held_out_set_is_found_before_anything_runs(
+    pretended: Callable[..., Any], machine: Any, tmp_path: Path, grid: Any
+) -> None:
+    grid.evaluate.append(EvalSet("second", retrieval="tset"))
+    with pytest.raises(UserError, match="held-out set 'second', retrieval"):
+        pretended()
+    assert not machine.started
+
+
+def test_a_held_out_set_may_change_after_training_as_long_as_nothing_was_measured_on_it(
+    pretended: Callable[..., Any], machine: Any, tmp_path: Path, grid: Any
+) -> None:
+    grid.evaluate.append(EvalSet("second", retrieval="train"))
+    machine.on_poll = lambda child: child.told.append("kill") if "eval" in child.command[:4] else None
+    outcome, _ = pretended(methods=["clip"], rates=[0.0], seeds=[0], jobs=1)
+    assert list(outcome.failed) == ["clip-plain-0"]
+    grid.evaluate[1].retrieval = "test"
+    machine.on_poll, machine.started = None, []
+    assert pretended(methods=["clip"], rates=[0.0], seeds=[0], jobs=1)[0].done == ["clip-plain-0"]
+    assert [child.command[3] for child in machine.started] == ["eval"], "the training was kept"
+
+
+def test_tables_are_made_when_their_turn_has_come_and_the_limit_counts_from_the_start(
+    pretended: Callable[..., Any], machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tmp_path / "work" / "tables"
+    seen: list[int] = []
+    machine.on_poll = lambda child: seen.append(len(list(tables.glob("*/table.json"))))
+    pretended(jobs=1)
+    assert seen[0] == 0 and seen[-1] == 2 and seen == sorted(seen)
+
+    ticks = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: float(next(ticks)))
+    machine.started.clear()
+    (tmp_path / "work" / "cells" / "clip-plain-0.json").unlink()
+    outcome, results = pretended(limit_minutes=1)
+    assert outcome.late and not machine.started and results["open"] == ["clip-plain-0"], "preparing took the time"
+
+
+def test_a_running_cell_is_listed_as_running_and_as_killed_when_nobody_is_there(
+    pretended: Callable[..., Any], machine: Any, tmp_path: Path, grid: Any
+) -> None:
+    def status() -> str:
+        found, _ = bench.listed(grid, tmp_path / "work", cells_of(grid), 1)
+        return found[0].status
+
+    seen: list[str] = []
+    machine.on_poll = lambda child: seen.append(status()) if child.cell == "clip-plain-0" else None
+    pretended(methods=["clip"], rates=[0.0], seeds=[0])
+    assert set(seen) == {"running"} and status() == "done"
+    files = CellFiles(tmp_path / "work" / "cells", "clip-plain-0")
+    files.result.unlink()
+    files.save(Progress({}, status="running"))
+    assert status() == "killed"
+
+
+def test_sigterm_while_the_corpus_is_made_ends_as_ctrl_c_does(
+    write_grid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "corpus_of", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert "interrupted" in told(capsys, str(write_grid()), "--out", str(tmp_path / "work"), code=130)[1]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_command_says_what_is_wrong_with_its_flags(

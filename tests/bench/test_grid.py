@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from truepair.bench.cells import cells_of
-from truepair.bench.grid import ORACLE, Grid, check_methods, find_grid, from_toml, run_config, shipped
+from truepair.bench.checks import check_methods
+from truepair.bench.grid import ORACLE, Grid, run_config
+from truepair.bench.reading import find_grid, from_toml, shipped
 from truepair.errors import UserError
 
+OFF = 'noisy_options = { itm = 0.0, confidence = "itc" }'
 SOFT = '[[methods]]\nname = "gate, soft"\nmethod = "gate"\noptions = { power = 0.5 }\n'
 WRONG = {
     "unknown entry 'sizes'": {'corpus = "scenes"': 'corpus = "scenes"\nsizes = 3'},
@@ -30,7 +33,11 @@ WRONG = {
     "data is not set there": {"epochs = 2": 'data = "table"'},
     "seed is not set there": {"options = { power = 0.5 }": "train = { seed = 3 }"},
     "by file name, has 'gate-soft' twice": {'method = "clip"': 'name = "gate soft"\nmethod = "clip"'},
-    "'oracle filter' stands in every table": {'"gate, soft"': '"oracle filter"'},
+    "called like the line 'oracle filter'": {'"gate, soft"': '"oracle-filter"'},
+    "called like the line 'clip, clean'": {'"gate, soft"': '"Clip clean"'},
+    "called like the line 'plain clip'": {'[[methods]]\nmethod = "clip"\n': "", '"gate, soft"': '"plain-clip"'},
+    "in percent as tables show them, has '33.3333' twice": {"[0.4, 0.0]": "[0.3333331, 0.3333334]"},
+    "labels are for noise that nobody knows": {"seeds = [0, 1]": 'seeds = [0, 1]\nlabels = "grid.toml"'},
     "neither zeroshot nor retrieval": {
         '[[methods]]\nmethod = "clip"': '[[evaluate]]\nname = "x"\n\n[[methods]]\nmethod = "clip"'
     },
@@ -65,10 +72,24 @@ def test_a_method_an_option_or_a_model_that_is_not_there_is_named(write_grid: Ca
         "no method 'gates'": {'method = "gate"': 'method = "gates"'},
         "unknown entry 'powers'": {"power = 0.5": "powers = 0.5"},
         "no model of the name": {"truepair-test": "truepair-tset"},
+        "rerank needs a fusion encoder with ITM; method gate": {"power = 0.5 }": "power = 0.5 }\nrerank = 4"},
+        "method never has none here": {
+            'method = "gate"\noptions = { power = 0.5 }': 'method = "never"\nrerank = 4\n' + OFF
+        },
     }.items():
         with pytest.raises(UserError, match=said):
             check_methods(from_toml(write_grid(changes)))
     check_methods(from_toml(write_grid()))
+
+
+def test_a_row_that_re_ranks_has_a_fusion_encoder_to_ask(write_grid: Callable[..., Path]) -> None:
+    check_methods(from_toml(write_grid({'method = "gate"\noptions = { power = 0.5 }': 'method = "never"\nrerank = 4'})))
+
+
+def test_two_cells_never_share_their_files(grid: Grid) -> None:
+    grid.methods[1].name = "oracle-filter"  # as no grid that was read can have it
+    with pytest.raises(UserError, match="two different cells would be called oracle-filter-shuffle-40-0"):
+        cells_of(grid)
 
 
 def test_a_grid_that_is_not_there_tells_those_that_are() -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from truepair.bench import prepare
 from truepair.bench.cells import Cell, cells_of, config_of, settings_of
-from truepair.bench.grid import Grid, from_toml
+from truepair.bench.digests import of_sets
+from truepair.bench.grid import Grid
 from truepair.bench.prepare import corpus_of, prepared, read_list
+from truepair.bench.reading import from_toml
 from truepair.errors import UserError
 from truepair.noise import corrupt
 from truepair.pairs.subset import rows_in_use
@@ -88,6 +90,9 @@ def test_a_noise_list_of_another_draw_is_refused_rather_than_replaced(
     monkeypatch.setattr(prepare, "__version__", "9.9")
     with pytest.raises(UserError, match=r"drawn by truepair .*; 9\.9 draws other noise for shuffle 0\.4, seed 0"):
         prepared(grid, noisy, corpus, work)
+    pq.write_table(table.drop_columns("caption_from"), file)
+    with pytest.raises(UserError, match="is no noise list"):
+        prepared(grid, noisy, corpus, work)
     file.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="is no noise list"):
         prepared(grid, noisy, corpus, work)
@@ -156,7 +161,7 @@ def test_settings_change_with_whatever_changes_a_result_and_with_nothing_else(
 
     def settings(grid: Grid) -> dict[str, object]:
         cell = next(cell for cell in cells_of(grid) if cell.rate)
-        return settings_of(grid, cell, pairs, config_of(grid, cell, pairs, Path("anywhere")))
+        return settings_of(grid, cell, pairs, config_of(grid, cell, pairs, Path("anywhere")), {"evaluate.test": "ab"})
 
     def changed(**changes: str) -> set[str]:
         other = settings(from_toml(write_grid({"batch_size = 32": "\n".join(changes.values())})))
@@ -166,4 +171,25 @@ def test_settings_change_with_whatever_changes_a_result_and_with_nothing_else(
     assert not changed(more="batch_size = 32\nworkers = 3\ndevice = 'cpu'\ncheckpoint_steps = 5\nlog = { every = 2 }")
     assert changed(more="batch_size = 64") == {"batch_size"}
     assert changed(more="batch_size = 32\n[train.pairs]\nblock = 7") == {"pairs.block"}
-    assert {"pairs", "corrupted.rate", "evaluate.test.zeroshot", "method", "model", "seed"} <= same.keys()
+    assert {"pairs", "rows", "corrupted.rate", "evaluate.test.zeroshot", "method", "model", "seed"} <= same.keys()
+    assert same["corpus_options.n"] == 200 and same["evaluate.test"] == "ab"
+
+
+def test_held_out_sets_are_known_by_what_is_in_them(grid: Grid, work: Path) -> None:
+    corpus = work / "corpus"
+    before = of_sets(grid, corpus)
+    assert list(before) == ["evaluate.test.zeroshot.digest", "evaluate.test.retrieval.digest"]
+    assert of_sets(grid, corpus.rename(work / "elsewhere")) == before
+    corpus = work / "elsewhere"
+    table = PairTable.open(corpus / "test")
+    table.add_column("better", [["a caption"]] * len(table), {})
+    table.caption_column = "better"
+    table.save()
+    after = of_sets(grid, corpus)
+    assert {name for name in before if before[name] != after[name]} == {"evaluate.test.retrieval.digest"}
+    (names,) = corpus.glob("zeroshot/classnames.txt")
+    names.write_text("X" + names.read_text(encoding="utf-8"), encoding="utf-8")
+    assert of_sets(grid, corpus)["evaluate.test.zeroshot.digest"] != before["evaluate.test.zeroshot.digest"]
+    grid.evaluate[0].retrieval = "tset"
+    with pytest.raises(UserError, match=r"grid small: held-out set 'test', retrieval: .*tset is not a pair table"):
+        of_sets(grid, corpus)

@@ -1,21 +1,21 @@
 """Cells run several at a time, each on its share of the machine; what fails, is killed or runs out of time goes on."""
 
+import dataclasses
 import json
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from truepair.bench.cells import Cell, Measured, cells_of
-from truepair.bench.children import Child, Place, places
+from truepair.bench.children import Place, places
+from truepair.bench.found import evaluated, newest_step
 from truepair.bench.grid import Grid
-from truepair.bench.runner import Outcome, Task, run_tasks
-from truepair.bench.state import CellFiles, difference, evaluated
+from truepair.bench.runner import Means, Outcome, Ready, Task, run_tasks
+from truepair.bench.state import CellFiles, difference
 from truepair.errors import UserError
 
 MADE = {"truepair": "0", "commit": "", "versions": {}, "hardware": {}}
@@ -44,11 +44,18 @@ def tasks(grid: Grid, tmp_path: Path) -> list[Task]:
 def task_of(cell: Cell, out: Path, commands: Sequence[str] = ("train",), sets: Measured = SETS) -> Task:
     files = CellFiles(out / "cells", cell.name)
     what = {name: ["python", "-m", "truepair", name] for name in commands}
-    return Task(cell, files, {"epochs": 2}, lambda place: what, sets)
+    return Task(cell, files, lambda place: Ready({"epochs": 2}, what), sets)
+
+
+def words_of(task: Task) -> dict[str, list[str]]:
+    """The commands of a task, to be added to."""
+    return dict(task.ready(ONE[0]).commands)
 
 
 def run(tasks: list[Task], machine: Any, shares: list[Place] = ONE, **how: Any) -> Outcome:
-    return run_tasks(tasks, shares, MADE, Notes(), start=machine, sleep=lambda _: None, **how)
+    named = {"made": lambda: MADE, "call": "truepair bench"} | {n: how.pop(n) for n in ("made", "clock") if n in how}
+    means = Means(**named, start=machine, sleep=lambda _: None)  # type: ignore[arg-type]
+    return run_tasks(tasks, shares, means, Notes(), **how)
 
 
 def test_cells_run_in_their_order_and_leave_what_they_found(tasks: list[Task], machine: Any) -> None:
@@ -67,20 +74,6 @@ def test_no_more_cells_run_at_a_time_than_there_are_places(tasks: list[Task], ma
     assert machine.most == 3
     gpus = [child.environment["CUDA_VISIBLE_DEVICES"] for child in machine.started]
     assert gpus[:3] == ["0", "1", "0"] and set(gpus) == {"0", "1"}
-
-
-def test_a_place_is_a_gpu_or_a_share_of_the_cores() -> None:
-    shares = places(3, "auto", ["4", "GPU-9"], 16)
-    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "GPU-9", "4"]
-    assert [share.workers for share in shares] == [4, 4, 4]
-    for device, gpus in (("auto", []), ("cpu", ["0"])):
-        (share, other) = places(2, device, gpus, 6)
-        assert share == other and share.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
-        assert share.workers == 2
-    assert places(4, "auto", [], 2)[0].environment["OMP_NUM_THREADS"] == "1"
-    assert places(2, "auto", [], 2)[0].workers == 0, "a decoding process would take the core from the training"
-    with pytest.raises(UserError, match="--jobs -1"):
-        places(-1, "auto", [], 2)
 
 
 def test_a_cell_that_fails_is_named_with_its_last_words_and_the_others_go_on(tasks: list[Task], machine: Any) -> None:
@@ -157,7 +150,7 @@ def test_a_run_that_somebody_else_kills_is_told_and_can_go_on(tasks: list[Task],
 
 def test_what_a_run_does_not_measure_itself_is_measured_after_it(grid: Grid, tmp_path: Path, machine: Any) -> None:
     task = task_of(cells_of(grid)[0], tmp_path, ("train", "eval"), Measured("noto", [], ["noto", "bi"]))
-    task.commands(ONE[0])["eval"].extend(["run", "--retrieval", "a", "b", "--rerank", "4", "--workers", "0"])
+    words_of(task)["eval"].extend(["run", "--retrieval", "a", "b", "--rerank", "4", "--workers", "0"])
     run([task], machine)
     assert [child.command[3] for child in machine.started] == ["train", "eval"]
     top1 = machine.score("clip-plain-0")
@@ -168,7 +161,7 @@ def test_what_a_run_does_not_measure_itself_is_measured_after_it(grid: Grid, tmp
 
 def test_a_cell_killed_between_its_commands_does_not_train_again(grid: Grid, tmp_path: Path, machine: Any) -> None:
     task = task_of(cells_of(grid)[0], tmp_path, ("train", "eval"), Measured("noto", [], ["bi"]))
-    task.commands(ONE[0])["eval"].extend(["run", "--retrieval", "b"])
+    words_of(task)["eval"].extend(["run", "--retrieval", "b"])
     machine.on_poll = lambda child: child.told.append("stop") if "eval" in child.command else None
     assert not run([task], machine).done
     machine.on_poll, machine.started = None, []
@@ -197,45 +190,91 @@ def test_results_of_truepair_eval_go_to_the_sets_in_the_order_they_were_named() 
     }
 
 
+ODD = {
+    "what it found cannot be read: KeyError: 'peak_memory'": {"steps": 10, "figures": {}},
+    "what it found cannot be read: TypeError: ": {"steps": 10, "figures": {"top1": 1}, "peak_memory": 1, "results": 3},
+    "what it found cannot be read: AttributeError: ": {"steps": 10, "figures": 3, "peak_memory": 1},
+}
+
+
+@pytest.mark.parametrize(("said", "printed"), ODD.items(), ids=range(len(ODD)))
+def test_a_cell_that_printed_something_odd_has_failed_and_the_others_go_on(
+    said: str, printed: dict[str, Any], grid: Grid, tmp_path: Path, machine: Any
+) -> None:
+    usual = machine.printed
+    odd = cells_of(grid)[0].name
+    machine.printed = lambda cell, command: printed if cell == odd else usual(cell, command)
+    tasks = [
+        task_of(cell, tmp_path, ("train", "eval") if "results" in printed else ("train",)) for cell in cells_of(grid)
+    ]
+    outcome = run(tasks, machine, ONE * 2)
+    assert outcome.failed[odd].startswith(said) and len(outcome.done) == len(tasks) - 1
+    assert tasks[0].files.status() == "failed"
+
+    machine.printed, machine.started = usual, []
+    assert run(tasks[:1], machine).done == [odd] and "train" in machine.started[0].command, "all is asked anew"
+
+
+def test_metrics_that_cannot_be_read_fail_their_cell_alone(tasks: list[Task], machine: Any) -> None:
+    def spoil(child: Any) -> None:
+        if child.cell == tasks[0].cell.name and child.polls == 0:
+            child.begin_run = lambda: (
+                (child.out.parent / child.cell).mkdir()
+                or (child.out.parent / child.cell / "metrics.jsonl").write_text('{"kind": "train", "epoch"}\n')
+            )
+
+    machine.on_poll = spoil
+    outcome = run(tasks, machine)
+    assert outcome.failed[tasks[0].cell.name].startswith("what it found cannot be read: JSONDecodeError")
+    assert len(outcome.done) == len(tasks) - 1
+    assert newest_step(tasks[0].files.run) is None, "looking on does not end the bench either"
+
+
+def test_a_cell_that_cannot_be_prepared_has_failed_and_the_others_go_on(tasks: list[Task], machine: Any) -> None:
+    def refuse(place: Place) -> Ready:
+        raise UserError("the list was drawn for another corpus")
+
+    first = dataclasses.replace(tasks[0], ready=refuse)
+    outcome = run([first, *tasks[1:]], machine)
+    assert outcome.failed == {first.cell.name: "the list was drawn for another corpus"}
+    assert len(outcome.done) == len(tasks) - 1 and first.files.status() == "failed"
+    assert first.files.checked({"epochs": 3}, {}) is None, "it was made by no settings yet"
+    assert run([tasks[0]], machine).done == [first.cell.name]
+
+
+def test_when_the_bench_itself_breaks_the_cells_save_and_end_first(tasks: list[Task], machine: Any) -> None:
+    def full(child: Any) -> None:
+        if not child.told and len(machine.running) > 1:
+            raise OSError(28, "No space left on device")
+
+    machine.on_poll = full
+    with pytest.raises(OSError, match="No space"):
+        run(tasks, machine, ONE * 2)
+    assert [child.told for child in machine.started] == [["stop"]] * 2
+    assert all((child.out.parent / child.cell / "metrics.jsonl").exists() for child in machine.started), "waited for"
+
+
+def test_a_result_tells_the_commits_at_beginning_and_end_and_all_commands(tasks: list[Task], machine: Any) -> None:
+    commits = iter(["a", "a", "b", "c", "d"])
+    run(tasks[:1], machine, made=lambda: MADE | {"commit": next(commits)})
+    assert json.loads(tasks[0].files.result.read_text())["made"]["commit"] == "a"
+    machine.on_poll = lambda child: child.told.append("stop") if child.cell == tasks[1].cell.name else None
+    run(tasks[1:2], machine, made=lambda: MADE | {"commit": next(commits)})
+    machine.on_poll = None
+    run(tasks[1:2], machine, made=lambda: MADE | {"commit": next(commits)})
+    made = json.loads(tasks[1].files.result.read_text())["made"]
+    assert made["commit"] == "b, then c, then d" and made["calls"] == ["truepair bench"]
+
+
 def test_a_cell_made_by_other_settings_is_never_taken_for_this_one(tasks: list[Task], machine: Any) -> None:
     run(tasks[:1], machine)
     files = tasks[0].files
     assert files.checked({"epochs": 2}, {})
-    with pytest.raises(UserError, match=r"epochs = 2, where the grid now asks for 3; choose another --out, or remove"):
+    with pytest.raises(
+        UserError, match=r"epochs = 2, where the grid now asks for 3; choose another --out, or remove"
+    ) as no:
         files.checked({"epochs": 3}, {})
+    assert f"remove {files.run} and {files.run}.* to have" in str(no.value), "and not NAME*, which is NAME0's too"
     assert difference({}, {"new": 1}, {"new": 1}) == "", "a setting that is younger than the cell was at its default"
     assert "new = 1" in difference({}, {"new": 2}, {"new": 1})
     assert "gone = 4" in difference({"gone": 4}, {}, {})
-
-
-def test_a_process_tells_how_it_ended_and_what_it_said(tmp_path: Path) -> None:
-    code = "import sys; print('{}'); print('said', file=sys.stderr); sys.exit(3)"
-    child = Child([sys.executable, "-S", "-c", code], {}, log=tmp_path / "log", out=tmp_path / "out")
-    assert wait_for(child) == 3
-    assert (tmp_path / "log").read_text() == "said\n" and (tmp_path / "out").read_text() == "{}\n"
-
-
-def test_a_process_that_is_asked_to_stop_may_end_in_its_own_way(tmp_path: Path) -> None:
-    code = (
-        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(130))\n"
-        "print('ready', flush=True)\ntime.sleep(60)"
-    )
-    child = Child([sys.executable, "-S", "-c", code], {"A": "b"}, log=tmp_path / "log", out=tmp_path / "out")
-    until(lambda: (tmp_path / "out").read_text() == "ready\n")
-    assert child.poll() is None
-    child.stop()
-    assert wait_for(child) == 130
-
-
-def wait_for(child: Child) -> Any:
-    found: list[Any] = []
-    until(lambda: found.append(child.poll()) or found[-1] is not None)
-    return found[-1]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("waited 30 s")

@@ -18,7 +18,8 @@ from truepair.bench.grid import CLEAN, ORACLE, Grid, Row
 from truepair.bench.results import gather, page, write
 
 HARDWARE = {"processor": "a processor", "cores": 2, "memory_gib": 24.0, "gpus": [], "system": "Linux"}
-MADE = {"truepair": "1", "commit": "abc", "versions": {"python": "3"}, "hardware": HARDWARE, "place": "1 thread"}
+MADE: dict[str, Any] = {"truepair": "1", "commit": "abc", "versions": {"python": "3"}, "hardware": HARDWARE}
+MADE |= {"place": "1 thread", "calls": ["truepair bench"]}
 SCORES = {  # line -> (kind, rate) -> top-1 by seed
     "clip": {("", 0.0): [0.5, 0.52], ("shuffle", 0.4): [0.2, 0.24], ("shuffle", 0.2): [0.3, 0.34]},
     "gate, soft": {("", 0.0): [0.48, 0.46], ("shuffle", 0.4): [0.33, 0.31], ("shuffle", 0.2): [0.4]},
@@ -59,7 +60,7 @@ def cells() -> list[dict[str, Any]]:
 @pytest.fixture
 def results(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
     grid.rates = [0.4, 0.0, 0.2]
-    return gather(grid, cells, command="truepair bench", noise=[], failed={}, left=["gate-soft-shuffle-20-1"])
+    return gather(grid, cells, noise=[], failed={}, left=["gate-soft-shuffle-20-1"])
 
 
 def test_the_table_of_scores_has_both_reference_lines_and_the_clean_scores(results: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ def test_several_held_out_sets_are_averaged_in_each_cell_first(grid: Grid) -> No
         for seed, (a, b) in enumerate([(0.2, 0.4), (0.6, 0.8)])
     ]
     grid.evaluate = [type(grid.evaluate[0])(name, "zeroshot") for name in ("a", "b")]
-    results = gather(grid, two, command="", noise=[], failed={}, left=[])
+    results = gather(grid, two, noise=[], failed={}, left=[])
     assert "| clip | 50.0 ± 28.3 | – |" in summary.score_table(results)  # of 30 and 70
     assert "| clip | 60.0 ± 28.3 | – |" in summary.score_table(results, held_out="b")
     titles = [title for title, _, _ in summary.figures_of(results)]
@@ -146,11 +147,45 @@ def test_a_bar_in_a_name_or_a_line_break_in_last_words_does_not_break_the_page(r
     results["grid"]["methods"][0]["name"] = results["grid"]["clip"] = "a|b"
     for one in results["cells"]:
         one["line"] = "a|b" if one["line"] == "clip" else one["line"]
-    assert any(line.startswith("| a\\|b |") for line in page(results))
+    results["failed"] = {"clip-plain-1": "no\n# such\nthing"}
+    lines = page(results)
+    assert any(line.startswith("| a\\|b |") for line in lines)
+    assert "* clip-plain-1: no # such thing" in lines and not any("\n" in line for line in lines)
+
+
+def test_commands_of_all_calls_stand_once_in_the_order_in_which_their_cells_were_done(
+    grid: Grid, cells: list[dict[str, Any]]
+) -> None:
+    for place, one in enumerate(reversed(cells)):
+        one["made"] |= {"finished": f"2026-01-01T00:{place:02}:00Z", "calls": ["second"] if place > 2 else ["first"]}
+    results = gather(grid, cells, noise=[], failed={}, left=[])
+    assert results["commands"] == ["first", "second"]
+    lines = page(results)
+    assert lines[lines.index("```") :][:4] == ["```", "first", "second", "```"]
+
+
+def test_tables_say_by_how_many_judged_pairs_detection_was_measured(
+    grid: Grid, cells: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert summary.measure(gather(grid, cells, noise=[], failed={}, left=[])) == "the truth"
+    grid.labels = str(tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("row,label\n")
+    for count, one in enumerate(cells):
+        one["detection"] = {"auroc": 0.8, "labelled": float(180 + count)} if count < 3 else {"auroc": 0.7}
+    results = gather(grid, cells, noise=[], failed={}, left=[])
+    assert results["grid"]["labels"]["file"] == "labels.csv" and len(results["grid"]["labels"]["digest"]) == 16
+    said = "p_noise after the last epoch against 180–182 pairs that somebody judged (labels.csv), means."
+    assert said in page(results)
+
+
+def test_a_peak_that_no_cell_knows_is_a_dash(results: dict[str, Any]) -> None:
+    for one in results["cells"]:
+        one["cost"]["peak_memory"] = None
+    assert summary.cost_table(results)[2] == "| clip | 700 | 1.00 | 100 | – |"
 
 
 def test_a_bench_without_a_finished_cell_has_a_page_too(grid: Grid) -> None:
-    results = gather(grid, [], command="truepair bench", noise=[], failed={"clip-plain-0": "no"}, left=["x"])
+    results = gather(grid, [], noise=[], failed={"clip-plain-0": "no"}, left=["x"])
     text = "\n".join(page(results))
     assert "0 of 2 cells done" in text and "* clip-plain-0: no" in text
 
@@ -177,6 +212,6 @@ def test_the_oracle_filter_may_be_all_that_is_known(results: dict[str, Any]) -> 
 
 def test_references_need_noise(grid: Grid) -> None:
     grid.rates = [0.0]
-    results = gather(grid, [cell("clip", "", 0.0, 0, 0.5)], command="", noise=[], failed={}, left=[])
+    results = gather(grid, [cell("clip", "", 0.0, 0, 0.5)], noise=[], failed={}, left=[])
     assert [line.name for line in summary.lines(results, summary.score(results), summary.columns(results))] == ["clip"]
     assert CLEAN not in "\n".join(page(results)) and summary.detection_table(results) == []

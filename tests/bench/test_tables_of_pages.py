@@ -27,7 +27,7 @@ def tables() -> ModuleType:
 @pytest.fixture
 def root(grid: Grid, tmp_path: Path) -> Path:
     """A directory with results of one cell in a.json."""
-    made = {"truepair": "1", "commit": "", "versions": {}, "hardware": {}, "finished": "2026-01-01"}
+    made = {"truepair": "1", "commit": "", "versions": {}, "hardware": {}, "finished": "2026-01-01", "calls": []}
     one: dict[str, Any] = {"cell": "x", "line": "gate, soft", "method": "gate", "kind": "", "rate": 0.0, "seed": 0}
     one |= {
         "oracle": False,
@@ -37,7 +37,7 @@ def root(grid: Grid, tmp_path: Path) -> Path:
         "made": made,
         "settings": {},
     }
-    results = gather(grid, [one], command="", noise=[], failed={}, left=[])
+    results = gather(grid, [one], noise=[], failed={}, left=[])
     (tmp_path / "a.json").write_text(json.dumps(results))
     return tmp_path
 
@@ -46,7 +46,7 @@ def test_what_stands_between_the_markers_is_what_the_file_says(tables: ModuleTyp
     once = tables.filled(PAGE, root)
     assert "old" not in once and "| gate, soft | 50.0 (1 seed) |\n<!-- end -->\nafter\n" in once
     assert tables.filled(once, root) == once
-    chosen = tables.filled(PAGE.replace("rates=0", 'rows="gate, soft;clip"'), root)
+    chosen = tables.filled(PAGE.replace("rates=0", 'rows="gate, soft"'), root)
     assert "| gate, soft | 50.0 (1 seed) |" in chosen
     assert once.startswith("before\n<!-- truepair bench: a.json score rates=0 -->\n| method | clean |\n")
 
@@ -58,6 +58,12 @@ def test_what_stands_between_the_markers_is_what_the_file_says(tables: ModuleTyp
         ("a.json scores", "'scores' is no table"),
         ("a.json score columns=3", "'columns' is not known"),
         ("a.json top5", "no figures"),
+        ("a.json score rates=0,0.4", r"no figures at rate 0\.4$"),
+        ("a.json score rates=0,0.3", r"no figures at rate 0\.3$"),
+        ('a.json score rows="gate, soft;clip;gates"', "no figures of the row clip; gates"),
+        ("a.json detection", "no figures"),
+        ("a.json cost", "no figures"),
+        ("a.json cost rates=0", "cost is always whole"),
     ],
 )
 def test_a_marker_that_cannot_be_followed_is_named(words: str, said: str, tables: ModuleType, root: Path) -> None:
@@ -68,6 +74,19 @@ def test_a_marker_that_cannot_be_followed_is_named(words: str, said: str, tables
 
 
 def test_the_documents_of_this_repository_are_up_to_date(tables: ModuleType) -> None:
+    assert set(tables.PAGES_WITH_TABLES) <= set(tables.PAGES)
     for name in tables.PAGES:
-        text = (tables.ROOT / name).read_text(encoding="utf-8")
-        assert tables.filled(text) == text, f"{name}: run python benchmarks/tables.py"
+        before, after = tables.page(name)
+        assert before == after, f"{name}: run python benchmarks/tables.py"
+
+
+def test_a_page_that_should_have_a_table_and_has_none_is_found(
+    tables: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "page.md").write_text("no table\n")
+    assert tables.page("page.md", root) == ("no table\n", "no table\n")
+    monkeypatch.setattr(tables, "PAGES_WITH_TABLES", ("page.md",))
+    with pytest.raises(ValueError, match="should have a table"):
+        tables.page("page.md", root)
+    (root / "page.md").write_text(PAGE)
+    assert "| gate, soft |" in tables.page("page.md", root)[1]

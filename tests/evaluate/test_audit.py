@@ -1,10 +1,13 @@
 """An audit scores every pair; with the truth known, noise detection says how well."""
 
 import dataclasses
+import importlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,14 +18,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import normalize
 
 from truepair.cli import main
+from truepair.cli.audit import _say_issues
 from truepair.errors import UserError
 from truepair.evaluate import features as features_module
 from truepair.evaluate import rerank as rerank_module
 from truepair.evaluate.audit import audit
 from truepair.evaluate.features import image_features
+from truepair.evaluate.labelled import calibrated, to_label
 from truepair.evaluate.noise import noise_detection, score_pairs
+from truepair.evaluate.tallies import LONGEST_NAME, sources
 from truepair.models.dual import create, save_local_dir
 from truepair.noise.issues import ISSUES
+from truepair.noise.labels import Labels
 from truepair.pairs.image import decode_centre
 from truepair.pairs.subset import read_subset
 from truepair.pairs.table import SCHEMA, PairTable
@@ -354,9 +361,10 @@ def test_rows_to_keep_have_a_low_p_noise_and_no_flag_that_drops_them(sharp_model
     assert high.tolist() == [
         row for row in range(len(table)) if p_noise[row] < 0.999999 and row not in found["wrong_language"]
     ]
-    merged = audit(sharp_model, table, out, threshold=2, drop=["near_duplicate_image", "broken_image"]).kept
+    merged = audit(sharp_model, table, out, threshold=1, drop=["near_duplicate_image", "broken_image"]).kept
     copies = sorted(sorted(found["near_duplicate_image"]), key=lambda row: -result.scores.neg_clip_loss[row])
-    assert set(range(len(table))) - set(merged.tolist()) == found["broken_image"] | set(copies[1:])
+    sure = set(np.flatnonzero(p_noise == 1).tolist())
+    assert set(range(len(table))) - set(merged.tolist()) == sure | found["broken_image"] | set(copies[1:])
     with pytest.raises(UserError, match=r"--drop leaked_image is not possible: .*--against"):
         audit(sharp_model, table, out, drop=["leaked_image"])
     with pytest.raises(UserError, match="no such issue; choose among mismatched_pair"):
@@ -394,8 +402,6 @@ def test_the_same_audit_again_takes_its_scores_from_the_folder(sharp_model, trou
 
 
 def test_other_weights_captions_or_settings_score_anew(troubled, tmp_path, decoded):
-    import pyarrow as pa
-
     table, out = troubled[0], tmp_path / "audit"
     tiny = create("truepair-test")
 
@@ -415,8 +421,145 @@ def test_other_weights_captions_or_settings_score_anew(troubled, tmp_path, decod
     assert scored_anew()
 
 
+def test_a_leak_check_that_the_last_audit_was_not_asked_for_is_made(sharp_model, troubled, tmp_path, decoded):
+    table, other, rows = troubled
+    audit(sharp_model, table, tmp_path / "audit", against=[other], issues=["mismatched_pair"])
+    count = len(decoded)
+    assert count == len(table)  # nobody asked for leaks, so the second table was not looked at
+    found = audit(sharp_model, table, tmp_path / "audit", against=[other])
+    assert flags_in(found.file)["leaked_image"] == rows["leaked_image"] and len(decoded) == count + 1
+
+
+def test_an_audit_that_was_interrupted_lends_nothing_to_the_next(sharp_model, troubled, tmp_path, monkeypatch):
+    table, other, rows = troubled
+    out = tmp_path / "audit"
+    asked = ["leaked_image"]
+    first = audit(sharp_model, table, out, against=[other], issues=asked)
+    record = (out / "audit.json").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.import_module("truepair.evaluate.audit"), "write_subset", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(sharp_model, table, out, against=[table], issues=asked)
+    assert len(flags_in(out / "audit.parquet")["leaked_image"]) > 1 and not (out / "audit.json").exists()
+    (out / "audit.json").write_text(record)  # as when the files of two audits are put together
+    again = audit(sharp_model, table, out, against=[other], issues=asked)
+    assert flags_in(again.file)["leaked_image"] == rows["leaked_image"] and again.record == first.record
+    (out / "audit.parquet").write_bytes(b"damaged")
+    assert audit(sharp_model, table, out, against=[other], issues=asked).record == first.record
+
+
+def test_a_file_that_could_not_be_read_is_no_broken_image_and_is_tried_again(sharp_model, troubled, tmp_path, decoded):
+    table, _, rows = troubled
+    image, away = table.path / "images" / "1.png", tmp_path / "away.png"
+    image.rename(away)
+    out = tmp_path / "audit"
+    first = audit(sharp_model, table, out, issues=["broken_image"])
+    stored = pq.read_table(first.file)
+    assert stored["problem"][1].as_py() == "missing or changed file" and stored["broken_image"][1].as_py() is None
+    assert stored["action"][1].as_py() == "review" and flags_in(first.file)["broken_image"] == rows["broken_image"]
+    assert audit(sharp_model, table, out, issues=["broken_image"]).remembered
+    away.rename(image)
+    back = audit(sharp_model, table, out, issues=["broken_image"])
+    assert not back.remembered and back.skipped == {"unreadable image": 1}
+    assert pq.read_table(back.file)["action"][1].as_py() == "keep"
+
+
+def test_images_of_a_second_table_that_could_not_be_looked_at_are_told_and_tried_again(
+    sharp_model, troubled, make_table, tmp_path, decoded
+):
+    rows = troubled[2]
+    (tmp_path / "table").rename(tmp_path / "audited")
+    table = PairTable.open(tmp_path / "audited")
+    tested = make_table([(encoded(picture("cyan", 303), "JPEG"), []), (b"torn", []), (encoded(picture("red", 9)), [])])
+    (tested.path / "images" / "2.png").rename(tmp_path / "away.png")
+
+    def audited():
+        before = len(decoded)
+        result = audit(sharp_model, table, tmp_path / "audit", against=[tested], issues=["leaked_image"])
+        (second,) = result.record["against"]
+        assert flags_in(result.file)["leaked_image"] >= rows["leaked_image"]
+        assert (second["table"], second["images"]) == (str(tested.path), 3)
+        return second["unseen"], len(decoded) > before
+
+    torn = {"unreadable image": 1}
+    assert audited() == (torn | {"missing or changed file": 1}, True)
+    (tmp_path / "away.png").rename(tested.path / "images" / "2.png")
+    assert audited() == (torn, True)
+    assert audited() == (torn, False)  # these bytes stay unreadable
+
+
+def test_the_command_tells_of_images_of_a_second_table_that_were_not_looked_at(capsys):
+    second = {"table": "coco", "images": 5000, "unseen": {"unreadable image": 3}}
+    _say_issues(SimpleNamespace(record={"issues": []}, against=[second]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "leaked_image: 3 of 5,000 images of coco could not be looked at (unreadable image)" in said
+
+
+def test_what_cannot_be_is_refused_before_any_image_is_decoded(sharp_model, troubled, tmp_path, decoded):
+    table = troubled[0]
+    (tmp_path / "file").write_text("")
+    table.add_column("uid", np.arange(len(table)).astype(str).tolist(), {})
+    refused = [({"threshold": threshold}, "between 0 and 1") for threshold in (float("inf"), float("nan"), 2, -0.1)] + [
+        ({"drop": ["leaked_image"]}, "--against"),
+        ({"drop": ["broken_image"], "issues": ["mismatched_pair"]}, "not asked for"),
+        ({"labels_random": True}, "--labels"),
+        ({"out": tmp_path / "file"}, "is a file"),
+        ({"out": tmp_path / "file" / "audit"}, "is a file"),
+        ({"uids": True}, "32 hexadecimal digits"),
+    ]
+    for how, words in refused:
+        with pytest.raises(UserError, match=words):
+            audit(sharp_model, table, **{"out": tmp_path / "audit", **how})
+    assert not decoded and not (tmp_path / "audit").exists()
+
+
+def test_chosen_labels_are_no_noise_rate_unless_somebody_vouches_for_their_chance():
+    random = np.random.default_rng(0)
+    p_noise = random.beta(0.3, 1, 5000).astype(np.float32)
+    noisy = random.random(5000) < p_noise
+    drawn, _ = to_label(p_noise)
+    others = np.setdiff1d(np.arange(5000), drawn)
+    worst = np.sort(others[np.argsort(-p_noise[others])[:100]])
+    none = np.zeros(0, np.int64)
+    unsure = Labels(worst, noisy[worst], drawn[:50])
+    for chosen in (Labels(worst, noisy[worst], none), unsure):
+        with pytest.raises(UserError, match=r"no pair of the 200 that this audit drew .* --labels-random"):
+            calibrated(p_noise, chosen)
+    uniform = np.sort(random.choice(5000, 300, replace=False))
+    told = calibrated(p_noise, Labels(uniform, noisy[uniform], none), random=True).told
+    assert told["labelled"] == 300 and told["low"] <= noisy.mean() <= told["high"]
+    assert told["told"] == ["taken for a uniform random sample of the table (--labels-random)"]
+    mixed = np.union1d(drawn, worst)
+    of_sample = calibrated(p_noise, Labels(mixed, noisy[mixed], none)).told
+    assert of_sample["labelled"] == 200 and of_sample["told"][0].startswith("100 labels outside the drawn sample")
+    with pytest.raises(UserError, match="no pair with a p_noise"):
+        calibrated(
+            np.append(p_noise, np.float32(np.nan)), Labels(np.array([5000]), np.array([True]), none), random=True
+        )
+
+
+def test_sources_have_names_of_any_bytes_and_any_length(make_table, square):
+    table = make_table([(square("red", i), ["red"]) for i in range(4)])
+    p_noise = np.array([0.2, 0.4, 0.9, 0.5], np.float32)
+    only_shard = [{"kind": "shard", "name": "images", "n": 4, "doubted": 2, "rate": pytest.approx(0.5)}]
+    table.add_column("url", pa.array([["http://a.example"]] * 4), {})
+    assert sources(table, p_noise) == only_shard
+    odd = [b"http://\xff.Example/1", b"http://\xff.example/2", b"http://" + b"x" * 100_000, b"HTTPS://\xc3\x89.fr"]
+    for column in (pa.array(odd), pa.array(odd).view(pa.string())):
+        table.add_column("url", column, {})
+        found = {one["name"]: one["n"] for one in sources(table, p_noise)[1:]}
+        assert found.pop("\ufffd.example") == 2 and found.pop("\u00e9.fr") == 1
+        [(name, n)] = found.items()
+        assert (len(name), n) == (LONGEST_NAME, 1) and set(name) == {"x", "…"}
+
+
 def test_labels_make_p_noise_right_in_seconds(sharp_model, troubled, tmp_path, decoded):
     table, _, rows = troubled
+    table.add_column("is_noise", np.isin(np.arange(len(table)), list(rows["mismatched_pair"])), {})
     out = tmp_path / "audit"
     first = audit(sharp_model, table, out)
     count = len(decoded)
@@ -434,6 +577,11 @@ def test_labels_make_p_noise_right_in_seconds(sharp_model, troubled, tmp_path, d
         np.isnan(column[~known]).all() and (np.diff(column[np.argsort(first.scores.p_noise)][: known.sum()]) >= 0).all()
     )
     np.testing.assert_array_equal(pq.read_table(result.file)["mismatched_pair"].to_numpy(), column)
+    (shard,) = result.record["sources"]
+    assert shard["rate"] == pytest.approx(np.nanmean(column), rel=1e-4) and shard["doubted"] == (column >= 0.5).sum()
+    bins = result.record["reliability"]
+    counts, confidence = np.array(bins["counts"]), np.array(bins["confidence"], float)
+    assert np.nansum(counts * confidence) / counts.sum() == pytest.approx(np.nanmean(column), rel=1e-4)
     told = result.record["calibration"]
     assert told["labelled"] == 70 - (136 in chosen) and told["unsure"] == 1 and len(told["map"]) == 101
     assert (
@@ -479,8 +627,9 @@ def test_the_command_writes_all_files_and_says_what_to_do_next(scenes, tmp_path,
     assert told["n"] == told["scored"] == len(PairTable.open(scenes / "train"))
     assert all(f"\n{issue.name}" in err or f"{issue.name} was not looked for" in err for issue in ISSUES)
     assert "next: " in err and "keep.parquet" in err and err.count("  p ") == 10
-    told, err = said("--no-html", "--threshold", "2", "--drop", "none", "--worst", "0")
-    assert "scores of the last audit" in err and "  p " not in err and told["kept"] == told["scored"]
+    told, err = said("--no-html", "--threshold", "1", "--drop", "none", "--worst", "0")
+    p_noise = pq.read_table(out / "audit.parquet")["p_noise"].to_numpy()
+    assert "scores of the last audit" in err and "  p " not in err and told["kept"] == (p_noise < 1).sum()
     assert (told["settings"]["drop"], told["settings"]["called"]) == ([], f"local-dir:{tmp_path / 'model'}")
     assert "loss" not in told and not any(file.endswith(".html") for file in told["files"])
     with pytest.raises(SystemExit) as ended:

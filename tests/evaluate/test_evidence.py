@@ -75,6 +75,17 @@ def test_a_row_without_a_caption_has_a_sound_image(model, make_table, square):
     assert evidence.looks.seen.tolist() == [True, True, False] and np.isnan(evidence.cosine[1:]).all()
 
 
+def test_an_image_whose_file_could_not_be_read_was_not_tried(model, make_table, square):
+    table = make_table([(square("red"), ["red"]), (square("blue"), ["blue"]), (b"broken", ["red"])])
+    (table.path / "images" / "1.png").unlink()
+    evidence = evidence_of(table, see_table(model, table), 20.0)
+    assert evidence.undecodable.tolist() == [False, False, True] and evidence.looks.seen.tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
 def test_the_best_synthetic_caption_of_a_row_is_compared_with_its_image(model, make_table, square):
     table = make_table([(square("red"), ["blue"])] * 3 + [(b"broken", ["red"])])
     lists = [["blue", "red"], [], ["green"], ["red"]]
@@ -101,4 +112,5 @@ def test_a_second_table_is_hashed_at_the_same_size_and_compared_by_bytes(model, 
     assert second.same_bytes.tolist() == [False, False, True, False] and second.name == str(other.path)
     looks = see_table(model, table).looks
     assert len(second.looks) == 3 and second.looks.seen.sum() == 2
+    assert second.to_json() == {"table": str(other.path), "images": 3, "unseen": {"unreadable image": 1}}
     assert looks.hash[2] in second.looks.hash[second.looks.seen]

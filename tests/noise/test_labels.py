@@ -100,6 +100,11 @@ def test_all_that_does_not_count_is_told_with_its_number(tmp_path: Path) -> None
     )
 
 
+def test_the_columns_that_the_page_writes_are_not_told(tmp_path: Path) -> None:
+    content = "row,key,label,p_noise,stratum\n1,b,keep,0.25,3\n"
+    assert read_labels(file_of(tmp_path, content), 2, keys_of([*"ab"])).told == ()
+
+
 def test_without_a_key_column_rows_are_taken_at_their_word_and_that_is_told(tmp_path: Path) -> None:
     path = file_of(tmp_path, "row,label\n1,keep\n")
     assert read_labels(path, 2, keys_of(["a", "b"])).told == ("1 label without a key: taken by row number alone",)

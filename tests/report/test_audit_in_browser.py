@@ -178,7 +178,7 @@ def test_marked_pairs_come_out_as_labels_and_stay_after_a_reload(page: Browser, 
     keys = table.strings("key")
     labels = read_labels(file, ROWS, lambda wanted: [keys[int(row)] for row in wanted])
     known = dict(zip(labels.rows.tolist(), labels.noisy.tolist(), strict=True))
-    assert known == {rows[0]: False, rows[1]: True} and labels.unsure.tolist() == [rows[2]]
+    assert known == {rows[0]: False, rows[1]: True} and labels.unsure.tolist() == [rows[2]] and labels.told == ()
     page.reload()
     assert page.text("#marks-said") == "3 pairs marked: 1 keep, 1 mismatch, 1 unsure."
     page.choose("#marked", "mismatch")
@@ -189,6 +189,21 @@ def test_marked_pairs_come_out_as_labels_and_stay_after_a_reload(page: Browser, 
     page.until("document.getElementById('load-said').textContent")
     assert page.text("#load-said") == "3 labels taken from the file."
     assert page.text("#marks-said") == "3 pairs marked: 1 keep, 1 mismatch, 1 unsure."
+
+
+def test_a_mark_of_another_pair_is_not_taken_from_the_browser(page: Browser) -> None:
+    page.click("[data-show=mismatched_pair]")
+    for key in "km":
+        page.key(key)
+    storage = "Object.keys(localStorage).find((name) => name.startsWith('truepair-marks-'))"
+    kept = page.evaluate(f"Object.entries(JSON.parse(localStorage.getItem({storage})))")
+    assert [label for _, (label, _) in kept] and all(key for _, (_, key) in kept)
+    row = kept[0][0]
+    other = f"JSON.stringify({{...JSON.parse(localStorage.getItem({storage})), {row}: ['keep', 'of another pair']}})"
+    page.evaluate(f"localStorage.setItem({storage}, {other})")
+    page.reload()
+    assert page.text("#marks-said").startswith("1 pair marked")
+    assert page.text("#load-said") == "1 mark that this browser kept does not fit this audit: left out."
 
 
 def test_keys_that_a_spreadsheet_would_run_are_left_out(page: Browser, made: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from truepair.errors import UserError
 from truepair.evaluate.keeping import Judged, kept_rows
+from truepair.evaluate.tallies import LONGEST_NAME, SOURCES
 from truepair.noise.issues import ISSUES
 from truepair.noise.issues.base import Found
 from truepair.pairs.table import PairTable
@@ -196,6 +197,9 @@ def test_the_command_repeats_what_the_audit_was_told(audited, page, tmp_path: Pa
     base += " --against coco --expect-language de"
     assert f"{base} --labels labels.csv --threshold 0.37 --drop broken_image near_duplicate_image" in text
     assert f"{base} --labels labels.csv Copy" in text
+    about["settings"]["labels_random"] = True
+    file.write_text(json.dumps(about))
+    assert f"{base} --labels labels.csv --labels-random --threshold 0.37" in page().text
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -208,7 +212,8 @@ def test_the_page_says_how_many_pairs_are_mismatched(audited, page) -> None:
     assert f"About {expected:,.0f} of 399 scored pairs are mismatched" in text
     assert "Really mismatched, as the column is_noise has it: 80" in text
     assert "unreadable image: 1" in text and "Label the 40 pairs" in text
-    assert "By shard" in text and "a.tar 300 100 25.0 %" in text
+    first = found["p"][:300][np.isfinite(found["p"][:300])]
+    assert "By shard" in text and f"a.tar 299 {(first >= 0.5).sum()} {100 * first.mean():.1f} %" in text
     assert "no second table was given (--against TABLE)" in text
 
 
@@ -220,6 +225,41 @@ def test_labels_give_an_interval_and_the_recalibrated_scale(audited, page) -> No
     assert "What your labels made of p_noise" in made.text and "before labels recalibrated it" in made.text
     over = int((np.clip(found["p"] ** 2, 0, 1) >= 0.5).sum())
     assert f"p_noise of at least 0.5 −{over}" in made.text
+
+
+def test_the_reliability_diagram_names_the_scale_it_is_of(audited, page) -> None:
+    told = {"kind": "platt", "labelled": 38, "rate": 0.2, "low": 0.15, "high": 0.26, "level": 0.95}
+    audited()
+    assert "Pairs are put together by p_noise;" in page().text
+    audited(calibration={**told, "map": [[0, 0], [1, 0.9]]})
+    assert "Pairs are put together by p_noise, as your labels recalibrated it;" in page().text
+
+
+def test_images_of_a_second_table_that_nobody_saw_are_told(audited, page) -> None:
+    unseen = {"unreadable image": 2, "missing or changed file": 1}
+    audited(issues=["leaked_image"], against=[{"table": "coco<test>", "images": 5000, "unseen": unseen}])
+    text = page().text
+    assert "2 of 5,000 images of coco<test> could not be looked at (unreadable image): of these" in text
+    assert "1 of 5,000 images of coco<test> could not be looked at (missing or changed file)" in text
+
+
+def test_marks_are_kept_apart_where_images_captions_table_or_model_are_others(audited, page, tmp_path: Path) -> None:
+    audited()
+    file = tmp_path / "out" / "audit.json"
+    about = json.loads(file.read_text())
+    scores = about["settings"]["scores"]
+    others = [{"settings": {"scores": scores | {name: "3c"}}} for name in ("images", "captions")]
+    names = []
+    for change in (
+        {},
+        *others,
+        {"table": "other"},
+        {"model": "other"},
+        {"settings": {"threshold": 0.3} | about["settings"]},
+    ):
+        file.write_text(json.dumps(about | change))
+        names.append(page().data["storage"])
+    assert len(set(names)) == 5 and names[0] == names[-1]
 
 
 def test_the_page_asks_nothing_of_a_network_and_runs_one_script(audited, page) -> None:
@@ -269,7 +309,8 @@ def test_embedded_data_cannot_end_its_element(text: str) -> None:
 def test_a_page_of_grainy_pictures_and_long_captions_stays_small(tmp_path: Path) -> None:
     captions = [["<&>" * 40_000 if row % 50 == 0 else "\u732b<" * 1500] * 7 for row in range(240)]
     grainy = make_table(tmp_path / "table", captions, ["\u732b" * 200] * 240, side=128, grain=255)
-    write_audit(tmp_path / "out", grainy, NOISY[:240], to_label=240)
+    sources = [(kind, f"{i:0>3}{'<' * (LONGEST_NAME - 3)}", 1) for kind in ("shard", "domain") for i in range(SOURCES)]
+    write_audit(tmp_path / "out", grainy, NOISY[:240], to_label=240, sources=sources)
     path = write_audit_page(tmp_path / "out", grainy, per_issue=64)
     made = Page(path)
     assert len(made.data["pairs"]) > 200 and path.stat().st_size < PAGE_BYTES + 50_000
@@ -313,6 +354,9 @@ def test_what_is_no_audit_of_the_table_is_one_clear_line(audited, table, tmp_pat
     whole = file.read_text()
     file.write_text(json.dumps(json.loads(whole) | {"n": 7}))
     with pytest.raises(UserError, match=r"has 400 rows, audit[.]json speaks of 7"):
+        write_audit_page(tmp_path / "out", table)
+    file.write_text(json.dumps(json.loads(whole) | {"id": "another"}))
+    with pytest.raises(UserError, match=r"audit[.]parquet and audit[.]json are of two audits"):
         write_audit_page(tmp_path / "out", table)
     file.write_text(whole[:100])
     with pytest.raises(UserError, match="cannot be read"):

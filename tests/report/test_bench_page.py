@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from truepair.bench.grid import ORACLE, from_toml
+from truepair.bench.grid import ORACLE
 from truepair.bench.prepare import NoiseList
+from truepair.bench.reading import from_toml
 from truepair.bench.results import gather
 from truepair.report.bench import write_bench_page
 
@@ -67,7 +68,8 @@ def results_of(tmp_path: Path, name: str = "gate, soft", failed: str = "no such 
     found = []
     scores = {"clip": 0.5, name: 0.45, ORACLE: 0.48}
     hardware = {"processor": "a processor", "cores": 2, "memory_gib": 24.0, "gpus": ["a GPU"], "system": "Linux"}
-    made = {"truepair": "1", "commit": "abc", "versions": {"python": "3"}, "hardware": hardware, "place": "GPU 0"}
+    made: dict[str, Any] = {"calls": ["truepair bench small.toml --out work"]}
+    made |= {"truepair": "1", "commit": "abc", "versions": {"python": "3"}, "hardware": hardware, "place": "GPU 0"}
     for line, clean in scores.items():
         for kind, rate in grid.noises:
             for seed in grid.seeds:
@@ -91,7 +93,6 @@ def results_of(tmp_path: Path, name: str = "gate, soft", failed: str = "no such 
     return gather(
         grid,
         found if cells else [],
-        command="truepair bench small.toml --out work",
         noise=lists,
         failed={"clip-shuffle-60-0": failed},
         left=["clip-shuffle-60-1"],
@@ -130,7 +131,7 @@ def test_the_best_method_of_a_column_is_marked_and_no_reference_line_is(tmp_path
 
 def test_hostile_names_and_last_words_are_only_text(tmp_path: Path) -> None:
     results = results_of(tmp_path, EVIL, EVIL)
-    results["grid"]["about"] = results["command"] = EVIL
+    results["grid"]["about"] = results["commands"][0] = EVIL
     page = page_of(results, tmp_path)
     assert not {"script", "img"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]

@@ -1,25 +1,22 @@
 """The cells of a grid: which runs there are, in which order, by what settings and commands each is made."""
 
 import dataclasses
-import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from truepair.bench.grid import ORACLE, EvalSet, Grid, Row, merged, options_of, percent, run_config, slug
+from truepair.bench.grid import ORACLE, Grid, Row, merged, options_of, percent, run_config, slug
 from truepair.config import RunConfig
 from truepair.errors import UserError
-from truepair.pairs.table import PairTable
 
 ELSEWHERE = (  # entries of a run that depend on where it runs, and change nothing in what it learns
     *("data", "out", "keep", "eval", "log"),
     *("workers", "device", "checkpoint_steps", "checkpoint_minutes"),
 )
+RERANK, BY_RUN = "rerank", "evaluate.first"  # settings: nearest to re-rank, the held-out set that the run measures
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,9 @@ class Pairs:
     matched: int
 
 
+UNKNOWN = Pairs(Path(), None, "", 1, 1)  # where tables are not at hand
+
+
 def cells_of(
     grid: Grid, *, methods: Sequence[str] = (), rates: Sequence[float] = (), seeds: Sequence[int] = ()
 ) -> list[Cell]:
@@ -90,7 +90,8 @@ def cells_of(
                 cells.append(Cell(grid.clip, kind, rate, seed, oracle=True))
     once: dict[str, Cell] = {}
     for cell in cells:
-        once.setdefault(cell.name, cell)
+        if once.setdefault(cell.name, cell) != cell:
+            raise UserError(f"grid {grid.name}: two different cells would be called {cell.name}; rename a row")
     wanted = [
         cell
         for cell in once.values()
@@ -101,15 +102,6 @@ def cells_of(
     if not wanted:
         raise UserError(f"grid {grid.name} has no cell of these --methods, --rates and --seeds together")
     return wanted
-
-
-def digest(table: PairTable) -> str:
-    """16 hexadecimal digits of a table's images and of the captions in force."""
-    captions = table.captions()
-    found = hashlib.sha256(table.strings("sha").blob.tobytes())
-    for part in (captions.strings.blob, captions.strings.ends, captions.ends):
-        found.update(np.ascontiguousarray(part).tobytes())
-    return found.hexdigest()[:16]
 
 
 def config_of(grid: Grid, cell: Cell, pairs: Pairs, run: Path) -> RunConfig:
@@ -133,20 +125,47 @@ def config_of(grid: Grid, cell: Cell, pairs: Pairs, run: Path) -> RunConfig:
     return config
 
 
-def settings_of(grid: Grid, cell: Cell, pairs: Pairs, config: RunConfig) -> dict[str, Any]:
-    """Everything that decides what a cell's figures are, by dotted name: two cells alike in it need not both be run."""
+def settings_of(grid: Grid, cell: Cell, pairs: Pairs, config: RunConfig, held_out: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides what a cell's figures are, by dotted name: two cells alike in it need not both be run.
+
+    held_out: digests of the held-out sets (`digests.of_sets`).
+    """
     found = {name: value for name, value in flat(config).items() if name.partition(".")[0] not in ELSEWHERE}
-    found |= {
-        "corrupted.kind": cell.kind,
-        "corrupted.rate": cell.rate,
-        "oracle": cell.oracle,
-        "rerank": cell.row.rerank,
-    }
-    found |= {"pairs": digest_of(cell, pairs), "corpus": f"{grid.corpus}/{grid.table}"}
+    found |= {"corrupted.kind": cell.kind, "corrupted.rate": cell.rate, "oracle": cell.oracle}
+    found |= {"pairs": pairs.digest, "rows": pairs.matched if cell.oracle else pairs.rows}
+    found |= {"corpus": f"{grid.corpus}/{grid.table}"}
+    if grid.made:
+        found |= {f"corpus_options.{name}": value for name, value in vars(grid.corpus_options).items()}
+    found |= {RERANK: cell.row.rerank, BY_RUN: grid.evaluate[0].name}
     for one in grid.evaluate:
-        found |= {f"evaluate.{one.name}.{what}": path for what, path in _paths(one).items()}
-    plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples are lists, as in a file
+        found |= {f"evaluate.{one.name}.{what}": path for what, path in one.paths.items()}
+    plain: dict[str, Any] = json.loads(json.dumps({**found, **held_out}))  # tuples are lists, as in a file
     return plain
+
+
+def names_of_sets(grid: Grid) -> list[str]:
+    """The settings in which the digests of a grid's held-out sets stand."""
+    return [f"evaluate.{one.name}.{what}.digest" for one in grid.evaluate for what in one.paths]
+
+
+def told_by_data(grid: Grid, cell: Cell) -> set[str]:
+    """The settings of a cell that only corpus and tables can tell."""
+    return {"pairs", "rows", *names_of_sets(grid)} | ({"epochs"} if cell.oracle else set())
+
+
+def unused(made: Mapping[str, Any], asked: Mapping[str, Any], finished: Collection[str]) -> set[str]:
+    """Settings on which nothing rests yet in a cell that is not done: those of evaluations that are still to come.
+
+    made, asked: its settings then and now. finished: names of its finished commands. The run itself rests on none of
+    the held-out sets; `train` has measured the first of them.
+    """
+    if "eval" in finished:
+        return set()
+    evaluation = {name for name in [*made, *asked] if name == RERANK or name.startswith("evaluate.")}
+    if "train" not in finished:
+        return evaluation
+    first = f"evaluate.{made.get(BY_RUN)}."
+    return {name for name in evaluation if name != BY_RUN and not name.startswith(first)}
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
@@ -164,11 +183,6 @@ def defaults_of(method: str) -> dict[str, Any]:
     found = flat(RunConfig(options=dataclasses.asdict(method_class(method).Options())))
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
-
-
-def digest_of(cell: Cell, pairs: Pairs) -> str:
-    """What a cell trains on, in a word."""
-    return f"{pairs.digest}, {pairs.matched if cell.oracle else pairs.rows} rows"
 
 
 @dataclass(frozen=True)
@@ -192,7 +206,7 @@ def commands(grid: Grid, cell: Cell, config: RunConfig, corpus: Path, recipe: Pa
 
     config: as `config_of` gives it; what it evaluates is put in here. recipe: where it will be written.
     """
-    by_name = {one.name: _paths(one) for one in grid.evaluate}
+    by_name = {one.name: one.paths for one in grid.evaluate}
     what = measured(grid, cell.row)
     first = by_name[what.run]
     config.eval.zeroshot, config.eval.retrieval = (
@@ -208,7 +222,3 @@ def commands(grid: Grid, cell: Cell, config: RunConfig, corpus: Path, recipe: Pa
         how = ["--workers", str(config.workers), "--device", config.device, "--json"]
         found["eval"] = [*truepair, "eval", config.out, *flags, *how]
     return found
-
-
-def _paths(one: EvalSet) -> dict[str, str]:
-    return {name: path for name, path in (("zeroshot", one.zeroshot), ("retrieval", one.retrieval)) if path}

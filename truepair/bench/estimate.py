@@ -10,8 +10,9 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from truepair.bench.cells import Cell
+from truepair.bench.found import newest_step
 from truepair.bench.runner import Running, Task
-from truepair.bench.state import Progress, newest_step
+from truepair.bench.state import Progress
 
 
 def seconds_of(cells: Sequence[Cell], took: Mapping[str, float]) -> dict[str, float]:
@@ -100,6 +101,6 @@ class Screen:
             if name not in self.running:
                 self.running[name] = self.bars.add_task(f"  {name}", total=1.0, said="starting")
             if step := newest_step(one.task.files.run):
-                epochs = one.task.settings["epochs"]
+                epochs = one.progress.settings["epochs"]
                 text = f"epoch {step['epoch']:.1f} of {epochs} · {step['samples_per_s']:,.0f} samples/s"
                 self.bars.update(self.running[name], completed=step["epoch"] / epochs, said=text)

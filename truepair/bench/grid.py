@@ -1,18 +1,14 @@
-"""What a bench is to find out: the rows, kinds of noise, rates and seeds of a grid, read from TOML."""
+"""What a bench is to find out: the rows, kinds of noise, rates and seeds of a grid."""
 
 import copy
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any, get_origin
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from truepair.config import RunConfig, filled
-from truepair.errors import UserError
-from truepair.noise.injection import KINDS
+from truepair.pairs.corpora.tables import Corpus
 
-SHIPPED = Path(__file__).with_name("grids")
 CLEAN, ORACLE = "clip, clean", "oracle filter"  # the two lines beside the methods; no row may be called so
 OWN = ("data", "out", "method", "model", "seed", "keep", "eval", "options")  # of a run: the grid says these otherwise
 FIGURES = {  # of an evaluation: what stands above it; shares, shown in percent
@@ -51,6 +47,12 @@ class EvalSet:
     zeroshot: str = ""  # image folder or CLIP_benchmark dataset
     retrieval: str = ""  # pair table
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """Those that it has, by what they are for."""
+        both = {"zeroshot": self.zeroshot, "retrieval": self.retrieval}
+        return {name: path for name, path in both.items() if path}
+
 
 @dataclass
 class CorpusOptions:
@@ -88,6 +90,12 @@ class Grid:
         return list(dict.fromkeys(pairs))
 
     @property
+    def made(self) -> list[str]:
+        """The corpora to make, by their names in `truepair data`; none where the corpus is a folder."""
+        names = self.corpus.split("+")
+        return names if set(names) <= set(get_args(Corpus)) else []
+
+    @property
     def noisy(self) -> bool:
         """Whether the bench puts noise in anywhere; without it there is nothing for reference lines to say."""
         return any(self.rates)
@@ -96,48 +104,6 @@ class Grid:
     def clip(self) -> Row:
         """The row that the reference lines are made of; one beside the methods where the grid has none."""
         return next((row for row in self.methods if row.plain), Row("clip", "plain clip"))
-
-
-def shipped() -> list[str]:
-    """Names of the grids that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
-
-
-def find_grid(name: str) -> Path:
-    """The file of a grid: a path, or the name of a shipped one. Raises UserError if there is none."""
-    if (SHIPPED / f"{name}.toml").is_file():
-        return SHIPPED / f"{name}.toml"
-    if Path(name).is_file():
-        return Path(name)
-    raise UserError(f"no grid {name!r}: give the path of a TOML file, or one of {', '.join(shipped())}")
-
-
-def from_toml(path: Path) -> Grid:
-    """Read a grid. Raises UserError naming file and entry for whatever is unknown, missing or makes no sense.
-
-    The options of methods and the models are looked at by `check_methods`.
-    """
-    values = _toml(path)
-    recipe = values.pop("recipe", "")
-    if not isinstance(recipe, str):
-        raise UserError(f"{path}: recipe = {recipe!r} should be the path of a run's TOML")
-    below = _toml(path.parent / recipe) if recipe else {}
-    if "model" in below:
-        values = {"model": below.pop("model")} | values
-    methods, evaluate = (_tables(values, name, path) for name in ("methods", "evaluate"))
-    rows = [_row(entry, f"{path} [[methods]] {number}") for number, entry in enumerate(methods, 1)]
-    sets = [_filled(EvalSet, entry, f"{path} [[evaluate]] {number}") for number, entry in enumerate(evaluate, 1)]
-    sets = sets or [EvalSet("test", "zeroshot", "test")]
-    values = {"name": path.stem, "kinds": ["shuffle"], "seeds": [0], "rates": [0.0]} | values
-    grid: Grid = _filled(Grid, values | {"methods": rows, "evaluate": sets}, str(path))
-    grid.train = merged(below, grid.train)
-    grid.rates = [float(rate) if type(rate) is int else rate for rate in grid.rates]
-    grid.figure = grid.figure or ("top1" if any(one.zeroshot for one in sets) else "text_to_image_r1")
-    if grid.labels and not (path.parent / grid.labels).is_file():
-        raise UserError(f"{path}: labels = {grid.labels!r}: there is no such file beside the grid")
-    grid.labels = grid.labels and str(path.parent / grid.labels)
-    _check(grid, str(path))
-    return grid
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,106 +128,8 @@ def options_of(row: Row, noisy: bool) -> dict[str, Any]:
     return row.options | (row.noisy_options if noisy else {})
 
 
-def check_methods(grid: Grid) -> None:
-    """Raise UserError for a method, an option or a model's name that does not exist. Loads torch and open_clip."""
-    import open_clip
-
-    from truepair.methods import method_class
-
-    for row in [grid.clip, *grid.methods]:
-        kind = method_class(row.method)
-        for noisy in (False, True):
-            filled(kind.Options, options_of(row, noisy), f"grid {grid.name}, row {row.name}: options")
-        model = row.model or grid.model
-        if ":" not in model and model not in open_clip.list_models():
-            raise UserError(
-                f"grid {grid.name}, row {row.name}: no model of the name {model!r}; docs/training.md, Model"
-            )
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _tables(values: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    """The tables [[name]], taken out of the values."""
-    found = values.pop(name, [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{path}: {name} should be tables, each under a line [[{name}]]")
-    return found
-
-
-def _row(values: dict[str, Any], where: str) -> Row:
-    row: Row = _filled(Row, values, where)
-    row.name = row.name or row.method
-    return row
-
-
-def _filled(kind: Any, values: dict[str, Any], where: str) -> Any:
-    """The dataclass of these entries. Raises UserError for one that is missing, unknown or of another type."""
-    for entry in fields(kind):
-        needed = entry.default is MISSING and entry.default_factory is MISSING
-        if needed and entry.name not in values:
-            raise UserError(f"{where}: {entry.name} is missing")
-        if get_origin(entry.type) is list and type(values.get(entry.name, [])) is not list:
-            raise UserError(f"{where}: {entry.name} = {values[entry.name]!r} should be a list")
-    return filled(kind, values, where)
-
-
-def _check(grid: Grid, where: str) -> None:
-    """Refuse what makes no sense. Raises UserError."""
-    for name, found in (("seeds", grid.seeds), ("rates", grid.rates), ("methods", grid.methods)):
-        if not found:
-            raise UserError(f"{where}: {name} is empty")
-    for seed in grid.seeds:
-        if type(seed) is not int or seed < 0:
-            raise UserError(f"{where}: seeds has {seed!r}; they are whole numbers of 0 or more")
-    for rate in grid.rates:
-        if type(rate) is not float or not 0 <= rate < 1:
-            raise UserError(f"{where}: rates has {rate!r}; they are shares of the pairs, from 0 to less than 1")
-    for kind in grid.kinds:
-        if kind not in KINDS:
-            raise UserError(f"{where}: kinds has {kind!r}; choose among {', '.join(KINDS)}")
-    if grid.noisy and not grid.kinds:
-        raise UserError(f"{where}: kinds is empty; choose among {', '.join(KINDS)}")
-    if grid.figure not in FIGURES:
-        raise UserError(f"{where}: figure = {grid.figure!r} should be one of {', '.join(FIGURES)}")
-    names = [row.name for row in grid.methods]
-    if reserved := {CLEAN, ORACLE} & set(names):
-        raise UserError(f"{where}: a row of the name {reserved.pop()!r} stands in every table already")
-    several: dict[str, list[Any]] = {"seeds": grid.seeds, "rates": grid.rates, "kinds": grid.kinds}
-    several |= {"methods, by file name,": [slug(name) for name in names]}
-    several |= {"evaluate, by name,": [one.name for one in grid.evaluate]}
-    for name, values in several.items():
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise UserError(f"{where}: {name} has {twice[0]!r} twice")
-    _check_sets(grid, where)
-    for section, entries in [("[train]", grid.train)] + [(f"row {row.name}: train", row.train) for row in grid.methods]:
-        if own := [name for name in entries if name in OWN]:
-            raise UserError(f"{where} {section}: {own[0]} is not set there; docs/bench.md says where it is")
-    for row in [grid.clip, *grid.methods]:
-        run_config(grid, row)
-
-
-def _check_sets(grid: Grid, where: str) -> None:
-    for one in grid.evaluate:
-        if not (one.zeroshot or one.retrieval):
-            raise UserError(f"{where}: the held-out set {one.name!r} has neither zeroshot nor retrieval")
-    needs = "zeroshot" if grid.figure == "top1" or grid.figure == "top5" else "retrieval"
-    if not any(getattr(one, needs) for one in grid.evaluate):
-        raise UserError(f"{where}: figure = {grid.figure!r} needs a held-out set with {needs}; there is none")
-    for row in grid.methods:
-        if row.rerank < 0:
-            raise UserError(f"{where}: row {row.name}: rerank = {row.rerank}; 0 leaves it out")
-        if row.rerank and not any(one.retrieval for one in grid.evaluate):
-            raise UserError(f"{where}: row {row.name}: rerank needs a held-out set with retrieval")
-
-
 def slug(name: str) -> str:
-    """A name as part of a file's."""
+    """A name as part of a file's. Different names may have the same: `checks` sees to it that a grid's do not."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.") or "row"
 
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from truepair import __version__
-from truepair.bench.cells import Cell, Pairs, digest
+from truepair.bench.cells import Cell, Pairs
+from truepair.bench.digests import of_table
 from truepair.bench.grid import Grid
+from truepair.bench.state import whole
 from truepair.errors import UserError, reason
 from truepair.noise.tables import TRUTH, corrupt_table
 from truepair.pairs.columns import write_parquet
-from truepair.pairs.corpora.tables import Corpus, make_tables
-from truepair.pairs.index import index
+from truepair.pairs.corpora.tables import Corpus, join_tables, make_tables
 from truepair.pairs.table import PairTable
 
 JOINED = ("concept", "style")  # columns that all corpora have which are joined
@@ -46,19 +47,9 @@ def corpus_of(grid: Grid, work: Path) -> Path:
     Several corpora, "icons+emoji", lie in WORK/corpus/NAME, and WORK/corpus/train has the pairs of all.
     Raises UserError if the corpus cannot be had, or if WORK/corpus is another one.
     """
-    made_here = get_args(Corpus)
-    folder = work / "corpus"
-    names = grid.corpus.split("+")
-    if not set(names) <= set(made_here):
-        given = Path(grid.corpus)
-        if (given / grid.table / "table.json").is_file():
-            return given
-        if (folder / grid.table / "table.json").is_file():  # made by hand, or by a truepair that makes it
-            return folder
-        raise UserError(
-            f"grid {grid.name}: corpus {grid.corpus!r} is none that this truepair makes ({', '.join(made_here)}), and "
-            f"there is no pair table {given / grid.table} or {folder / grid.table}"
-        )
+    folder, names = work / "corpus", grid.made
+    if not names:
+        return _given(grid, work)
     asked = {"corpus": grid.corpus, **asdict(grid.corpus_options)}
     note, options = work / "corpus.json", grid.corpus_options
     parts = {name: folder / name if len(names) > 1 else folder for name in names}
@@ -71,8 +62,25 @@ def corpus_of(grid: Grid, work: Path) -> Path:
         note.write_text(json.dumps(asked) + "\n")
     if len(parts) > 1 and not _sound(folder / "train"):
         shutil.rmtree(folder / "train", ignore_errors=True)
-        index([part / "train" / "shards" for part in parts.values()], folder / "train", extra_columns=JOINED)
+        join_tables([part / "train" / "shards" for part in parts.values()], folder / "train", JOINED)
     return folder
+
+
+def training_table(grid: Grid, work: Path) -> Path:
+    """The table of a corpus that is there. Raises UserError if it is not."""
+    return (work / "corpus" if grid.made else _given(grid, work)) / grid.table
+
+
+def _given(grid: Grid, work: Path) -> Path:
+    """The folder of a corpus that is not made here."""
+    folders = Path(grid.corpus), work / "corpus"  # the second: made by hand, or by a truepair that makes it
+    for folder in folders:
+        if (folder / grid.table / "table.json").is_file():
+            return folder
+    raise UserError(
+        f"grid {grid.name}: corpus {grid.corpus!r} is none that this truepair makes ({', '.join(get_args(Corpus))}), "
+        f"and there is no pair table {' or '.join(str(folder / grid.table) for folder in folders)}"
+    )
 
 
 def prepared(grid: Grid, cell: Cell, corpus: Path, work: Path) -> Pairs:
@@ -83,7 +91,7 @@ def prepared(grid: Grid, cell: Cell, corpus: Path, work: Path) -> Pairs:
     clean = PairTable.open(corpus / grid.table)
     if not cell.rate:
         rows = _with_caption(clean)
-        return Pairs(corpus / grid.table, None, digest(clean), len(rows), len(rows))
+        return Pairs(corpus / grid.table, None, of_table(clean), len(rows), len(rows))
     name = f"{cell.noise}-{cell.seed}"
     folder, file = work / "tables" / name, work / "noise" / f"{name}.parquet"
     if not _sound(folder):
@@ -96,7 +104,7 @@ def prepared(grid: Grid, cell: Cell, corpus: Path, work: Path) -> Pairs:
     matched = rows[~truth[rows]]
     keep = work / "tables" / f"{name}-matched.parquet"
     write_parquet(keep, {"row": matched})
-    return Pairs(folder, keep, digest(table), len(rows), len(matched))
+    return Pairs(folder, keep, of_table(table), len(rows), len(matched))
 
 
 def read_list(file: Path, work: Path) -> NoiseList:
@@ -118,16 +126,14 @@ def _publish(clean: PairTable, table: PairTable, cell: Cell, file: Path) -> None
     }
     noisy = int(columns["is_noise"].sum())
     counts = (len(table), len(chosen), noisy)
-    said = NoiseList("", cell.kind, cell.rate, cell.seed, *counts, digest(clean), digest(table), __version__)
+    said = NoiseList("", cell.kind, cell.rate, cell.seed, *counts, of_table(clean), of_table(table), __version__)
     if file.exists():
         _compare(file, read_list(file, file.parent), said, columns)
         return
     account: dict[str, Any] = {name: value for name, value in asdict(said).items() if name != "file"}
     arrow = pa.table(columns).replace_schema_metadata({DRAWN: json.dumps(account).encode()})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(arrow, partial)
-    partial.replace(file)
+    with whole(file) as partial:
+        pq.write_table(arrow, partial)
 
 
 def _compare(file: Path, published: NoiseList, drawn: NoiseList, columns: dict[str, Any]) -> None:
@@ -137,7 +143,10 @@ def _compare(file: Path, published: NoiseList, drawn: NoiseList, columns: dict[s
             f"{file} was drawn for another corpus ({published.pairs:,} pairs, {published.corpus}) than this one "
             f"({drawn.pairs:,} pairs, {drawn.corpus}): bring that corpus, or remove the list to publish your own"
         )
-    there = pq.read_table(file, columns=list(columns))
+    try:
+        there = pq.read_table(file).select(list(columns))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{file} is no noise list of truepair bench: {reason(error)}") from None
     same = all(np.array_equal(there.column(name).to_numpy(), values) for name, values in columns.items())
     if not same or published.result != drawn.result:
         raise UserError(

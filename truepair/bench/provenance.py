@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, GPUs by name."""
+    """Processor, cores that this process may use, memory in GiB, GPUs by name; looked up once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return {"system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": cores} | {

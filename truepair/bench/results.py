@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from truepair.bench import summary
+from truepair.bench.digests import of_file
 from truepair.bench.grid import Grid
 from truepair.bench.prepare import NoiseList
 from truepair.bench.provenance import now, provenance
-from truepair.bench.state import known, write_json
+from truepair.bench.state import known, whole, write_json
 from truepair.pairs.columns import Values, write_parquet
 
 WHERE = ("truepair", "commit", "versions", "hardware")  # of what a cell says of its making, the same for many
@@ -22,7 +23,6 @@ def gather(
     grid: Grid,
     cells: Sequence[Mapping[str, Any]],
     *,
-    command: str,
     noise: Sequence[NoiseList],
     failed: Mapping[str, str],
     left: Sequence[str],
@@ -31,7 +31,8 @@ def gather(
 
     cells: results of those that are done. failed: cell -> its last words. left: cells that are still to be run.
     Settings that all cells share stand once, under `settings`; what made them under `machines`, by number; date and
-    machine of the whole are those of the cell that was done last.
+    machine of the whole are those of the cell that was done last. `commands` are those of all benches that ran the
+    cells, in the order in which the cells were done.
     """
     every = [cell["settings"] for cell in cells]
     first = every[0] if every else {}
@@ -45,12 +46,12 @@ def gather(
         made = {name: value for name, value in cell["made"].items() if name not in WHERE}
         settings = {name: value for name, value in cell["settings"].items() if name not in shared}
         shortened.append({**cell, "settings": settings, "made": {**made, "machine": machines.index(machine)}})
-    last = max(cells, key=lambda cell: str(cell["made"]["finished"]), default=None)
-    made = last["made"] if last else provenance() | {"finished": now()}
+    in_order = sorted(cells, key=lambda cell: str(cell["made"]["finished"]))
+    made = in_order[-1]["made"] if cells else provenance() | {"finished": now()}
     return {
         "grid": described(grid),
         "date": made["finished"],
-        "command": command,
+        "commands": list(dict.fromkeys(call for cell in in_order for call in cell["made"]["calls"])),
         **{name: made[name] for name in WHERE},
         "machines": machines,
         "settings": shared,
@@ -76,6 +77,7 @@ def described(grid: Grid) -> dict[str, Any]:
         "sets": [one.name for one in grid.evaluate],
         "methods": [vars(row) for row in grid.methods],
         "train": grid.train,
+        "labels": {"file": Path(grid.labels).name, "digest": of_file(Path(grid.labels))} if grid.labels else None,
     }
 
 
@@ -83,7 +85,8 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """Write results.json, results.parquet and table.md into `out`."""
     write_json(out / "results.json", results)
     write_parquet(out / "results.parquet", long_form(results))
-    (out / "table.md").write_text("\n".join(page(results)) + "\n", encoding="utf-8")
+    with whole(out / "table.md") as partial:
+        partial.write_text("\n".join(page(results)) + "\n", encoding="utf-8")
 
 
 def long_form(results: Mapping[str, Any]) -> dict[str, Values]:
@@ -110,15 +113,16 @@ def page(results: Mapping[str, Any]) -> list[str]:
     grid = results["grid"]
     lines = [f"# {results['date'][:10]}, {grid['name']}", ""]
     lines += [grid["about"], ""] if grid["about"] else []
-    lines += [f"{made_on(results)}.", "", "```", results["command"], "```", "", progress(results), ""]
+    commands = ["```", *results["commands"], "```", ""] if results["commands"] else []
+    lines += [f"{made_on(results)}.", "", *commands, progress(results), ""]
     for number, (title, figure, held_out) in enumerate(summary.figures_of(results)):
         lines += [f"## {title}", ""]
         lines += [REFERENCES, ""] if number == 0 and any(rate for _, rate in grid["noises"]) else []
         lines += [*summary.score_table(results, figure=figure, held_out=held_out), ""]
     if detection := summary.detection_table(results):
-        lines += ["## Finding the mismatched pairs", "", "p_noise after the last epoch against the truth, means", ""]
-        lines[-2] += "; own: AUROC of the method's own opinion." if any("(own" in line for line in detection) else "."
-        lines += [*detection, ""]
+        said = f"p_noise after the last epoch against {summary.measure(results)}, means"
+        said += "; own: AUROC of the method's own opinion." if any("(own" in line for line in detection) else "."
+        lines += ["## Finding the mismatched pairs", "", said, "", *detection, ""]
     if results["cells"]:
         lines += [
             "## Cost",
@@ -128,7 +132,8 @@ def page(results: Mapping[str, Any]) -> list[str]:
         ]
         lines += [*summary.cost_table(results), ""]
     if results["failed"]:
-        lines += ["## Failed", "", *(f"* {cell}: {said}" for cell, said in results["failed"].items()), ""]
+        lines += ["## Failed", ""]
+        lines += [*(f"* {cell}: {' '.join(said.split())}" for cell, said in results["failed"].items()), ""]
     return lines
 
 

@@ -185,6 +185,17 @@ def detection_cells(results: Results) -> tuple[list[str], list[tuple[str, list[s
     return [f"{column.head}: AUROC / AP / ECE" for column in chosen], found
 
 
+def measure(results: Results) -> str:
+    """What p_noise is compared with: the truth, or so many pairs that somebody judged."""
+    labels = results["grid"]["labels"]
+    if not labels:
+        return "the truth"
+    known_counts = (cell["detection"].get("labelled") for cell in results["cells"])
+    counts = sorted({round(count) for count in known_counts if count is not None})
+    many = "–".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    return f"{many} pairs that somebody judged ({labels['file']})".strip()
+
+
 def cost_table(results: Results) -> list[str]:
     """The Markdown table of what a method costs."""
     return markdown(*cost_cells(results))
@@ -206,8 +217,8 @@ def cost_cells(results: Results) -> tuple[list[str], list[tuple[str, list[str]]]
         if seconds:
             middle = statistics.median(speed) if speed else 0.0
             ratio = f"{middle / statistics.median(plain):.2f}" if plain and middle else "–"
-            peak = max(of(line, "peak_memory")) / MIB
-            found.append((line, [f"{middle:,.0f}", ratio, f"{statistics.median(seconds):,.0f}", f"{peak:,.0f}"]))
+            peak = f"{max(memory) / MIB:,.0f}" if (memory := of(line, "peak_memory")) else "–"
+            found.append((line, [f"{middle:,.0f}", ratio, f"{statistics.median(seconds):,.0f}", peak]))
     return heads, found
 
 

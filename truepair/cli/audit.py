@@ -39,6 +39,7 @@ class Audit:
     drop: tuple[str, ...] = ()  # issues whose rows are not kept, or none; default: broken_image and leaked_image
     uids: Flag = False  # write keep.npy too, DataComp's uids of the rows to keep
     labels: Path | None = None  # labels.csv of the page: makes p_noise right, and says how noisy the table is
+    labels_random: Flag = False  # its pairs are no page's sample but a uniform random one of the table: all count
     again: Flag = False  # score anew, whatever OUT holds
     to: Path | None = None  # write a new table too: this one with the column p_noise (1 for pairs not scored)
     no_itm: Flag = False  # leave a RUN's fusion encoder out: a pass less for every caption
@@ -53,7 +54,7 @@ class Audit:
 def audit(args: Audit) -> dict[str, Any]:
     import numpy as np
 
-    from truepair.evaluate.audit import audit, check_names
+    from truepair.evaluate.audit import audit, check_request
     from truepair.pairs.table import PairTable
 
     if args.worst < 0:
@@ -61,9 +62,17 @@ def audit(args: Audit) -> dict[str, Any]:
     table = PairTable.open(args.table)
     if args.to is not None and args.to.exists():
         raise UserError(f"{args.to} exists already; choose another --to")
-    check_names(args.issues, "--issues")
     drop = () if args.drop == ("none",) else args.drop or None
-    check_names(drop or (), "--drop")
+    check_request(
+        args.out,
+        args.issues,
+        drop or (),
+        against=len(args.against),
+        language=args.expect_language,
+        threshold=args.threshold,
+        labelled=args.labels is not None,
+        labels_random=args.labels_random,
+    )
     against = [PairTable.open(path) for path in args.against]
     matcher = None if args.no_itm else found_matcher(args.model, args.device)
     model: Any = matcher or loaded_model(args.model, args.device)
@@ -80,6 +89,7 @@ def audit(args: Audit) -> dict[str, Any]:
             called=args.model,
             uids=args.uids,
             labels=args.labels,
+            labels_random=args.labels_random,
             again=args.again,
             batch_size=checked_batch_size(args.batch_size),
             workers=checked_workers(args.workers),
@@ -90,9 +100,8 @@ def audit(args: Audit) -> dict[str, Any]:
     _say_worst(result, table, args.worst)
     told = result.to_json()
     if args.to is not None:
-        p_noise = result.scores.p_noise if result.recalibrated is None else result.recalibrated
         made = {"by": "truepair audit", "model": args.model, "labels": str(args.labels or "")}
-        table.derive(args.to).add_column("p_noise", np.nan_to_num(p_noise, nan=1.0), made)
+        table.derive(args.to).add_column("p_noise", np.nan_to_num(result.p_noise, nan=1.0), made)
         console.print(f"with the column p_noise: {args.to}")
     if not args.no_html:
         from truepair.report.audit import write_audit_page
@@ -154,6 +163,13 @@ def _say_issues(result: Any) -> None:
     for issue in result.record["issues"]:
         if issue["skipped"] is not None:
             console.print(f"  {issue['name']} was not looked for: {issue['skipped']}")
+    for second in result.against:
+        for reason, count in second["unseen"].items():
+            console.print(
+                f"  leaked_image: {count:,} of {second['images']:,} images of {second['table']} could not be looked at "
+                f"({reason}); only the very same files are found",
+                style="yellow",
+            )
 
 
 def _say_worst(result: Any, table: Any, count: int) -> None:

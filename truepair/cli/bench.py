@@ -34,7 +34,7 @@ class Bench:
     rates: tuple[float, ...] = ()  # run these noise rates alone
     seeds: tuple[int, ...] = ()  # run these seeds alone
     limit_minutes: float = 0.0  # then what runs is saved and the results are written; 0: no limit
-    list: Flag = False  # tell which cells are done, killed, failed or open and how long the rest takes; run none
+    list: Flag = False  # tell how far each cell is and how long the rest takes; run none
     report_only: Flag = False  # write the results of the cells that are done; run none
     json: Flag = False  # print one JSON object as the last line
 
@@ -43,7 +43,7 @@ def bench(args: Bench) -> dict[str, Any]:
     from truepair.bench.bench import listed, report, run_bench
     from truepair.bench.cells import cells_of
     from truepair.bench.estimate import said
-    from truepair.bench.grid import find_grid, from_toml
+    from truepair.bench.reading import find_grid, from_toml
 
     if args.jobs < 0:
         raise UserError(f"--jobs {args.jobs} makes no sense; 0 chooses by the number of GPUs")
@@ -57,7 +57,7 @@ def bench(args: Bench) -> dict[str, Any]:
         console.print(f"{sum(one.status == 'done' for one in found)} of {len(found)} cells done; left: {said(left)}")
         return {"cells": [dataclasses.asdict(one) for one in found], "seconds_left": left}
     if args.report_only:
-        return _told(args, report(grid, args.out, command_of(args)))
+        return _told(args, report(grid, args.out))
     how: dict[str, Any] = {"jobs": args.jobs, "limit_minutes": args.limit_minutes}
     outcome, results = run_bench(grid, args.out, cells, **how, console=console, command=command_of(args))
     if outcome.stopped:

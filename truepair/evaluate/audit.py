@@ -1,7 +1,6 @@
 """The audit of a pair table: what a model thinks of every pair, what is wrong with it, and what to do about it."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from truepair.errors import UserError
 from truepair.evaluate import keeping
 from truepair.evaluate.agreement import agreement
 from truepair.evaluate.audited import AuditResult, columns, record
-from truepair.evaluate.evidence import Seen, evidence_of, second_tables, see_table
+from truepair.evaluate.evidence import UNREAD, Seen, evidence_of, second_tables, see_table
 from truepair.evaluate.features import Encoder, Progress, reasons, towers_of
 from truepair.evaluate.keeping import Judged
 from truepair.evaluate.labelled import Calibrated, calibrated, labels_of
@@ -22,17 +21,21 @@ from truepair.evaluate.remembered import (
     RECORD,
     Former,
     former,
+    id_of,
+    passing,
     recall,
     remember,
     scoring,
+    write_columns,
     write_json,
 )
 from truepair.models.matcher import Matcher
-from truepair.noise.issues import ISSUES, Evidence, Found, Issue
+from truepair.noise.issues import ISSUES, Evidence, Found
 from truepair.noise.issues.language import LANGUAGES
+from truepair.noise.issues.leak import leaked_image
 from truepair.noise.scores import NEGATIVES
 from truepair.noise.tables import TRUTH
-from truepair.pairs.columns import write_parquet
+from truepair.pairs.subset import uids as uids_of
 from truepair.pairs.subset import write_subset
 from truepair.pairs.table import PairTable
 
@@ -53,6 +56,7 @@ def audit(
     drop: Sequence[str] | None = None,
     uids: bool = False,
     labels: str | Path | None = None,
+    labels_random: bool = False,
     again: bool = False,
     called: str = "",
     scale: float | None = None,
@@ -71,43 +75,46 @@ def audit(
     Each file is written whole or not at all; the table itself is not changed.
 
     issues: names; by default all that can be looked for. against: tables whose images must not be here. language: that
-    captions should be in, by default that of most. drop: names; by default those of the action drop. called: what the
-    user calls the model, for the commands that the page shows.
+    captions should be in, by default that of most. drop: names; by default those of the action drop. labels_random:
+    the labelled pairs are a uniform random sample of the table, so all count, not only those drawn to be labelled.
+    called: what the user calls the model, for the commands that the page shows.
     Scores that the folder holds of the same model, images, captions and settings are taken from there unless `again`,
     and so is what was found then of issues that neither labels nor the arguments change. Memory: that of `see_table`;
     afterwards about 0.5 KB a row.
-    Raises UserError for a name that is no issue, and as `score_pairs` does.
+    Raises UserError as `check_request`, `score_pairs`, `labels_of` and `calibrated` do, for a `drop` that turns out not
+    to be looked for, and with `uids` for a table without them.
     """
-    check_names(issues, "--issues")
-    check_names(drop or (), "--drop")
-    if language and language not in LANGUAGES:
-        raise UserError(f"no language {language!r} is known; choose one of {', '.join(LANGUAGES)}")
-    if threshold < 0 or threshold != threshold:
-        raise UserError(f"--threshold {threshold} makes no sense; p_noise is between 0 and 1")
     out = Path(out)
+    check_request(out, issues, drop or (), len(against), language, threshold, labels is not None, labels_random)
+    if uids:
+        uids_of(table)  # before the work: they may be wrong
     how = {"batch_size": batch_size, "workers": workers}
     scale = float(towers_of(model).scale.detach()) if scale is None else scale
-    read = None if labels is None else labels_of(table, Path(labels))  # before the work: it may be wrong
+    read = None if labels is None else labels_of(table, Path(labels))  # likewise
     wanted = scoring(model, table, scale, negatives, seed)
-    remembered = None if again else recall(out, wanted)
+    remembered = None if again else recall(out, wanted, table)
     before = None if remembered is None else former(out, wanted)
     seen = remembered
     if seen is None:
         seen = see_table(model, table, scale=scale, negatives=negatives, seed=seed, progress=progress, **how)
         remember(out, seen, wanted)
     compared = [{"table": str(other.path), "images": images(other)} for other in against]
-    same_against = before is not None and before.record["settings"]["against"] == compared
-    made_right = None if read is None else calibrated(seen.scores.p_noise, read)
+    asked = [issue.name for issue in ISSUES if not issues or issue.name in issues]
+    found = {} if before is None else _found_before(before, asked, compared, language)
+    made_right = None if read is None else calibrated(seen.scores.p_noise, read, random=labels_random)
+    leaks_are_sought = leaked_image.name in asked and leaked_image.name not in found
+    seconds = second_tables(model, table, against, **how) if leaks_are_sought else ()
     evidence = evidence_of(
         table,
         seen,
         scale,
-        seconds=() if same_against else second_tables(model, table, against, **how),
+        seconds=seconds,
         language=language,
         recalibrated=None if made_right is None else made_right.p_noise,
         without_features=_without_features(len(table), issues, remembered is not None),
     )
-    judged = _judged(evidence, issues, None if before is None else partial(_former, before, language, same_against))
+    judged = _judged(evidence, asked, found)
+    told = before.record["against"] if before and leaked_image.name in found else [one.to_json() for one in seconds]
     settings = {
         "scores": wanted,
         "issues": list(issues),
@@ -116,16 +123,40 @@ def audit(
         "threshold": threshold,
         "called": called,
         "labels": None if labels is None else str(labels),
+        "labels_random": labels_random,
     }
-    return _written(model, table, out, seen, judged, made_right, settings, drop, uids, remembered is not None)
+    return _written(model, table, out, seen, judged, told, made_right, settings, drop, uids, remembered is not None)
 
 
-def check_names(names: Sequence[str], flag: str) -> None:
-    """UserError for what is no issue."""
+def check_request(
+    out: Path,
+    issues: Sequence[str],
+    drop: Sequence[str],
+    against: int,
+    language: str,
+    threshold: float,
+    labelled: bool,
+    labels_random: bool,
+) -> None:
+    """Raises UserError for what no audit can do, whatever the table holds. against: number of second tables."""
     known = [issue.name for issue in ISSUES]
-    for name in names:
-        if name not in known:
-            raise UserError(f"{flag} {name}: there is no such issue; choose among {', '.join(known)}")
+    for flag, names in (("--issues", issues), ("--drop", drop)):
+        for name in names:
+            if name not in known:
+                raise UserError(f"{flag} {name}: there is no such issue; choose among {', '.join(known)}")
+    for name in drop:
+        if issues and name not in issues:
+            raise UserError(f"--drop {name} is not possible: {NOT_ASKED}")
+        if name == leaked_image.name and not against:
+            raise UserError(f"--drop {name} is not possible: no second table was given (--against TABLE)")
+    if language and language not in LANGUAGES:
+        raise UserError(f"no language {language!r} is known; choose one of {', '.join(LANGUAGES)}")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold} makes no sense; p_noise is between 0 and 1")
+    if labels_random and not labelled:
+        raise UserError("--labels-random says how the pairs of a labels.csv were chosen; name it with --labels")
+    if file := next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None):
+        raise UserError(f"{file} is a file, an audit needs a folder; choose another --out")
 
 
 def _without_features(n: int, issues: Sequence[str], remembered: bool) -> str:
@@ -136,26 +167,29 @@ def _without_features(n: int, issues: Sequence[str], remembered: bool) -> str:
     return ""
 
 
-def _former(before: Former, language: str, same_against: bool, issue: Issue) -> Found | None:
-    """What the last audit found of an issue, if the same would be found now; None if that must be looked for."""
+def _found_before(
+    before: Former, asked: Sequence[str], compared: Sequence[dict[str, str]], language: str
+) -> dict[str, Found]:
+    """What the last audit found of the issues asked for, where the same would be found now."""
+    settings = before.record["settings"]
     changed = {
         "mismatched_pair": True,  # there may be labels
-        "wrong_language": before.record["settings"]["language"] != language,
-        "leaked_image": not same_against,
+        "wrong_language": settings["language"] != language,
+        leaked_image.name: settings["against"] != compared or passing(before.record["against"]),
     }
-    return None if changed.get(issue.name) else before.found(issue)
+    same = [issue for issue in ISSUES if issue.name in asked and not changed.get(issue.name)]
+    found = {issue.name: before.found(issue) for issue in same}
+    return {name: one for name, one in found.items() if one is not None}
 
 
-def _judged(
-    evidence: Evidence, names: Sequence[str], former: Callable[[Issue], Found | None] | None
-) -> tuple[Judged, ...]:
-    """Every issue, as `former` knows it or as it is looked for."""
+def _judged(evidence: Evidence, asked: Sequence[str], found: Mapping[str, Found]) -> tuple[Judged, ...]:
+    """Every issue, as it was `found` before or as it is looked for."""
     judged = []
     for issue in ISSUES:
-        if names and issue.name not in names:
+        if issue.name not in asked:
             judged.append(Judged(issue, None, NOT_ASKED))
-        elif former is not None and (found := former(issue)) is not None:
-            judged.append(Judged(issue, found))
+        elif issue.name in found:
+            judged.append(Judged(issue, found[issue.name]))
         elif lacking := issue.lacks(evidence):
             judged.append(Judged(issue, None, lacking))
         else:
@@ -169,6 +203,7 @@ def _written(
     out: Path,
     seen: Seen,
     judged: tuple[Judged, ...],
+    against: list[dict[str, Any]],
     made_right: Calibrated | None,
     settings: dict[str, Any],
     drop: Sequence[str] | None,
@@ -183,11 +218,12 @@ def _written(
     if missing := [name for name in drop if name not in looked_for]:
         raise UserError(f"--drop {missing[0]} is not possible: {_reason(judged, missing[0])}")
     kept = keeping.kept_rows(p_noise, scores.neg_clip_loss, settings["threshold"], looked_for, drop)
-    grave = keeping.actions(len(table), judged)
+    grave = keeping.actions(len(table), judged, [row for row, reason in scores.skipped if reason == UNREAD])
     agreed = None if scores.itm is None else agreement(scores.p_noise, 1 - scores.itm)
     result = AuditResult(
         scores=scores,
         judged=judged,
+        against=against,
         kept=kept,
         record={},
         file=out / FILE,
@@ -205,7 +241,9 @@ def _written(
         remembered=remembered,
     )
     result.record.update(record(result, table, settings | {"drop": list(drop)}, truth, made_right, grave))
-    write_parquet(out / FILE, columns(result, table, truth, made_right, grave))
+    result.record["id"] = id_of(result.record)
+    (out / RECORD).unlink(missing_ok=True)  # until it is written again, what lies there is no audit
+    write_columns(out / FILE, columns(result, table, truth, made_right, grave), result.record["id"])
     write_subset(table, kept, out / KEEP)
     if uids:
         write_subset(table, kept, out / KEEP_UIDS)

@@ -26,6 +26,7 @@ class AuditResult:
     """What an audit found.
 
     scores: of every row. judged: the issues, in order, with what was found of each. kept: rows to keep, ascending.
+    against: of each second table whose images were compared, how many and which could not be (`Compared.to_json`).
     record: what audit.json holds. file: audit.parquet; files: all that was written.
     n: rows. scored: those that could be scored. expected_noise: the sum of their p_noise.
     figures: against the table's column is_noise; None if it has none. skipped: reason -> number of rows not scored.
@@ -36,6 +37,7 @@ class AuditResult:
 
     scores: PairScores
     judged: tuple[Judged, ...]
+    against: list[dict[str, Any]]
     kept: npt.NDArray[np.int64]
     record: dict[str, Any]
     file: Path
@@ -51,6 +53,11 @@ class AuditResult:
     agreement: Agreement | None = None
     recalibrated: npt.NDArray[np.float32] | None = None
     remembered: bool = False
+
+    @property
+    def p_noise(self) -> npt.NDArray[np.float32]:
+        """(n,) the p_noise in force: made right by labels, if there are any."""
+        return self.scores.p_noise if self.recalibrated is None else self.recalibrated
 
     def worst(self, count: int) -> list[int]:
         """Rows of the `count` worst matching pairs, the worst first; rows without a score are not among them."""
@@ -124,10 +131,11 @@ def record(
         **itm,
         "truth": truth is not None,
         "issues": [_issue_json(one) for one in result.judged],
+        "against": result.against,
         "loss": tallies.losses(-scores.neg_clip_loss, truth),
         "p_noise": tallies.probabilities(scores.p_noise),
-        "reliability": tallies.reliable(scores.p_noise, truth),
-        "sources": tallies.sources(table, scores.p_noise),
+        "reliability": tallies.reliable(result.p_noise, truth),
+        "sources": tallies.sources(table, result.p_noise),
         "actions": keeping.counts(grave),
         "to_label": tallies.sample(scores.p_noise, *to_label(scores.p_noise)),
         "calibration": None if made_right is None else made_right.told,

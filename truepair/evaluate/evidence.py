@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from truepair.evaluate.features import Encoder, Progress, See, image_features, text_features, towers_of
+from truepair.evaluate.features import Encoder, Progress, See, image_features, reasons, text_features, towers_of
 from truepair.evaluate.matched import OwnPairs
 from truepair.evaluate.noise import ROWS_AT_ONCE, PairScores, RowFeatures, row_features, scores_of
 from truepair.evaluate.pairs import Pairing, encode_pairing, pairing
@@ -26,6 +26,7 @@ from truepair.pairs.table import PairTable
 
 SYNTHETIC = "synthetic"  # the column of `truepair caption`
 CAPTIONLESS = "no caption"  # the reason for which a row is not scored though its image may be sound
+UNREAD = "missing or changed file"  # the reason that is the storage's and not the image's: another time it may be gone
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class Seen:
     looks: Looks
     synthetic: npt.NDArray[np.float32] | None = None
     features: RowFeatures | None = None
+
+
+@dataclass(frozen=True)
+class Compared(Second):
+    """A second table, and of how many of its distinct images the looks could not be had, by reason."""
+
+    unseen: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """What audit.json says of it."""
+        return {"table": self.name, "images": len(self.looks), "unseen": self.unseen}
 
 
 class _Looking:
@@ -124,9 +136,12 @@ def evidence_of(
     recalibrated: npt.NDArray[np.float32] | None = None,
     without_features: str = "",
 ) -> Evidence:
-    """What issues are looked for in. `without_features` says why features that are there are not to be used."""
+    """What issues are looked for in. `without_features` says why features that are there are not to be used.
+
+    An image whose file could not be read (UNREAD) was not tried: nothing is known of it.
+    """
     undecodable = np.zeros(len(table), bool)
-    undecodable[[row for row, reason in seen.scores.skipped if reason != CAPTIONLESS]] = True
+    undecodable[[row for row, reason in seen.scores.skipped if reason not in (CAPTIONLESS, UNREAD)]] = True
     return Evidence(
         captions=table.captions(),
         image=table.groups("sha"),
@@ -157,8 +172,11 @@ def second_table(
     batch_size: int = 256,
     workers: int = 0,
     progress: Progress | None = None,
-) -> Second:
-    """What the images of `other` look like at the model's size, and which rows of `table` have their bytes."""
+) -> Compared:
+    """What the images of `other` look like at the model's size, and which rows of `table` have their bytes.
+
+    Raises UserError if none of its images can be looked at.
+    """
     towers = towers_of(model)
     _, first = np.unique(other.groups("sha"), return_index=True)
     looks = Looks.unseen(len(first))
@@ -168,9 +186,9 @@ def second_table(
         return torch.zeros(len(numbers), 1)
 
     read = partial(_read, other, first)
-    image_features(towers, read, len(first), batch_size=batch_size, workers=workers, progress=progress, see=see)
+    found = image_features(towers, read, len(first), batch_size=batch_size, workers=workers, progress=progress, see=see)
     same = pc.is_in(_sha(table), value_set=_sha(other).combine_chunks())
-    return Second(str(other.path), np.asarray(same), looks)
+    return Compared(str(other.path), np.asarray(same), looks, reasons(found.skipped))
 
 
 def _read(table: PairTable, rows: npt.NDArray[np.int64], image: int) -> bytes:
@@ -183,6 +201,6 @@ def _sha(table: PairTable) -> pa.ChunkedArray:
 
 def second_tables(
     model: Encoder | Matcher, table: PairTable, others: Sequence[PairTable], **how: Any
-) -> tuple[Second, ...]:
+) -> tuple[Compared, ...]:
     """`second_table` of each."""
     return tuple(second_table(model, table, other, **how) for other in others)

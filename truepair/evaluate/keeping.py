@@ -31,9 +31,13 @@ class Judged:
         return flag
 
 
-def actions(n: int, judged: Sequence[Judged]) -> npt.NDArray[np.int8]:
-    """(n,) places in ACTIONS, of all flags of a row the gravest; 0, "keep", without a flag."""
+def actions(n: int, judged: Sequence[Judged], unread: Sequence[int] = ()) -> npt.NDArray[np.int8]:
+    """(n,) places in ACTIONS, of all flags of a row the gravest; 0, "keep", without a flag.
+
+    unread: rows whose image file could not be read, so that nobody knows what is wrong with the image: "review".
+    """
     grave = np.zeros(n, np.int8)
+    grave[list(unread)] = ACTIONS.index("review")
     for one in judged:
         if one.found is not None:
             grave[one.flag] = np.maximum(grave[one.flag], ACTIONS.index(one.issue.action))

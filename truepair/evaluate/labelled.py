@@ -40,22 +40,27 @@ def labels_of(table: PairTable, path: Path) -> Labels:
     return read_labels(path, len(table), lambda rows: [keys[int(row)] for row in rows])
 
 
-def calibrated(p_noise: Floats, labels: Labels) -> Calibrated:
+def calibrated(p_noise: Floats, labels: Labels, *, random: bool = False) -> Calibrated:
     """Recalibrate p_noise (n,) by labels, each weighing as many pairs as its stratum has for a label.
 
-    Labels of the sample to label count alone, if there are any: chosen pairs stand for no others. If there are none,
-    those that there are must be a random sample of each stratum, and this is told.
-    Raises UserError if no pair that has a p_noise is labelled keep or mismatch.
+    Labels of the sample to label count alone: chosen pairs stand for no others. With `random` somebody vouches that
+    the labelled pairs are a uniform random sample of the table, and all of them count.
+    Raises UserError if no pair that counts and has a p_noise is labelled keep or mismatch.
     """
     drawn, stratum = to_label(p_noise)
-    used = labels.among(drawn)
-    if not len(used.rows):
-        note = "none of the labels is of the sample to label: they are taken for a random sample of their own"
-        used = replace(labels, told=(*labels.told, note))
+    if random:
+        used = replace(labels, told=(*labels.told, "taken for a uniform random sample of the table (--labels-random)"))
+    else:
+        used = labels.among(drawn)
     scored, known = stratum[used.rows] >= 0, stratum[used.unsure] >= 0
     used = replace(used, rows=used.rows[scored], noisy=used.noisy[scored], unsure=used.unsure[known])
     if not len(used.rows):
-        raise UserError("no pair with a p_noise is labelled keep or mismatch; label some of the audit page's sample")
+        if random:
+            raise UserError("no pair with a p_noise is labelled keep or mismatch; label some")
+        raise UserError(
+            f"no pair of the {len(drawn)} that this audit drew is labelled keep or mismatch; label some of its page's "
+            "sample; if the labelled pairs are a uniform random sample of the table, say so with --labels-random"
+        )
     weighed = p_noise[used.rows], used.noisy, sample_weight(stratum, used)
     curve, gained, rate = recalibrate(*weighed), gain(*weighed), noise_rate(stratum, used)
     points = np.linspace(0, 1, POINTS)

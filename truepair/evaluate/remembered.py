@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from truepair import __version__
-from truepair.annotate.identity import content, images, weights
+from truepair.annotate.identity import content, digest, images, weights
 from truepair.errors import UserError, reason
-from truepair.evaluate.evidence import SYNTHETIC, Seen
-from truepair.evaluate.features import Encoder, towers_of
+from truepair.evaluate.evidence import SYNTHETIC, UNREAD, Seen
+from truepair.evaluate.features import Encoder, Skipped, towers_of
 from truepair.evaluate.noise import PairScores
 from truepair.models.matcher import Matcher
 from truepair.noise import Mixture
 from truepair.noise.issues.base import Found, Issue
 from truepair.noise.issues.looks import Looks
-from truepair.pairs.columns import write_parquet
+from truepair.pairs.columns import STREAM_ROWS, write_parquet
 from truepair.pairs.table import PairTable
 
 FILE, RECORD = "audit.parquet", "audit.json"
+SIGNATURE = b"truepair.audit"  # in the schema of FILE: the `id` of the RECORD it was written with
 FOLDER, PASS, SIGNED = "scores", "pass.parquet", "pass.json"  # of what one pass over the images found
 
 
@@ -68,10 +71,35 @@ class Former:
 
 
 def former(out: Path, wanted: dict[str, Any]) -> Former | None:
-    """The audit in `out`, if it is of the scores that `scoring` describes; None if there is none such."""
+    """The audit in `out`, if it is of the scores that `scoring` describes; None if there is none such.
+
+    Nor is there one if its two files were not written together, or one of them is missing or damaged.
+    """
     record = _record(out / RECORD)
     same = record.get("truepair") == __version__ and record.get("settings", {}).get("scores") == wanted
-    return Former(record, out / FILE) if same and (out / FILE).is_file() else None
+    return Former(record, out / FILE) if same and record.get("id") == _signature(out / FILE) else None
+
+
+def id_of(record: dict[str, Any]) -> str:
+    """A name for what a record says: the same audit again has the same."""
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return digest(np.frombuffer(text.encode(), np.uint8))
+
+
+def write_columns(file: Path, columns: dict[str, Any], signature: str) -> None:
+    """Write an audit's columns, whole or not at all, with the `id` of the record that they belong to."""
+    stored = pa.table(columns).replace_schema_metadata({SIGNATURE: signature})
+    with _whole(file) as partial:
+        pq.write_table(stored, partial, row_group_size=STREAM_ROWS)
+
+
+def _signature(file: Path) -> str:
+    """The id that is written in an audit's columns; "" where there is none, or no file that can be read."""
+    try:
+        signed: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return ""
+    return signed.get(SIGNATURE, b"").decode("ascii", "replace")
 
 
 def remember(out: Path, seen: Seen, wanted: dict[str, Any]) -> None:
@@ -95,8 +123,11 @@ def remember(out: Path, seen: Seen, wanted: dict[str, Any]) -> None:
     write_json(folder / SIGNED, signed)
 
 
-def recall(out: Path, wanted: dict[str, Any]) -> Seen | None:
-    """What `remember` kept in `out`, without features, if it was of the same; None if there is nothing such."""
+def recall(out: Path, wanted: dict[str, Any], table: PairTable) -> Seen | None:
+    """What `remember` kept in `out`, without features, if it was of the same; None if there is nothing such.
+
+    Nor is there if `table` now gives an image that could not be read then.
+    """
     folder = out / FOLDER
     signed = _record(folder / SIGNED)
     if signed.get("truepair") != __version__ or signed.get("scores") != wanted or not (folder / PASS).is_file():
@@ -108,6 +139,8 @@ def recall(out: Path, wanted: dict[str, Any]) -> Seen | None:
     names = stored.column_names
     told = np.flatnonzero(np.asarray(pc.not_equal(stored["problem"], "")))
     skipped = list(zip(told.tolist(), stored["problem"].take(pa.array(told)).to_pylist(), strict=True))
+    if _came_back(table, skipped):
+        return None
     floats = {name: _floats(stored[name]) for name in ("cosine", "neg_clip_loss", "p_noise")}
     scores = PairScores(
         **floats,
@@ -124,6 +157,22 @@ def recall(out: Path, wanted: dict[str, Any]) -> Seen | None:
     return Seen(scores, looks, _floats(stored["synthetic"]) if "synthetic" in names else None)
 
 
+def passing(compared: Sequence[dict[str, Any]]) -> bool:
+    """Whether of second tables, as `Compared.to_json` tells of them, files could not be read that may be there now."""
+    return any(UNREAD in second["unseen"] for second in compared)
+
+
+def _came_back(table: PairTable, skipped: Sequence[Skipped]) -> bool:
+    for row, why in skipped:
+        if why == UNREAD:
+            try:
+                table.image_bytes(row)
+            except OSError:
+                continue  # it is as it was
+            return True
+    return False
+
+
 def problems(scores: PairScores, n: int) -> pa.Array:
     """(n,) strings: why a row has no score, "" if it has one."""
     names = ["", *sorted({problem for _, problem in scores.skipped})]
@@ -135,9 +184,19 @@ def problems(scores: PairScores, n: int) -> pa.Array:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all. Raises ValueError for a number that is not finite."""
     text = json.dumps(value, allow_nan=False)
+    with _whole(path) as partial:
+        partial.write_text(text + "\n")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write, which gets the name `path` when the block ends well and is removed when it does not."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _record(path: Path) -> dict[str, Any]:

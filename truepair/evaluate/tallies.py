@@ -13,9 +13,11 @@ from truepair.evaluate.agreement import DOUBTED
 from truepair.noise import finite_range, reliability
 from truepair.pairs.table import PairTable
 
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 Floats = npt.NDArray[np.floating[Any]]
 LOSS_BINS, P_BINS = 80, 1000
 SOURCES = 200  # of each kind: those with most pairs
+LONGEST_NAME = 200  # characters of a source's
 HOST = r"^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/@\s]*@)?(?:www\.)?(?P<host>[^/:?#\s]+)"
 
 
@@ -66,27 +68,42 @@ def plain(value: Any) -> Any:
 
 
 def sources(table: PairTable, p_noise: Floats) -> list[dict[str, Any]]:
-    """Shards and, if the table has a column `domain` or `url`, domains: pairs, doubted ones, mean p_noise."""
+    """Shards and, if the table has a text column `domain` or `url`, domains: pairs, doubted ones, mean p_noise.
+
+    Of long names the middle is left out, so that what is told stays small.
+    """
     shards = [source.path for source in table.sources]
     found = _rates("shard", np.asarray(table.numbers("source"), np.int64), shards, p_noise)
     for column in ("domain", "url"):
-        if column in table.column_names:
+        if column in table.column_names and _holds_text(table, column):
             number, names = _domains(table, column)
             return found + _rates("domain", number, names, p_noise)
     return found
 
 
+def _holds_text(table: PairTable, column: str) -> bool:
+    kind = pq.read_schema(table.parquet(column)).field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(is_text(kind) for is_text in TEXT)
+
+
 def _domains(table: PairTable, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Number (n,) of each row's domain, -1 without one, and the domains; of an address the host, without www."""
+    """Number (n,) of each row's domain, -1 without one, and the domains; of an address the host, without www.
+
+    Addresses are taken as bytes: not all that stands in a table's strings is UTF-8.
+    """
     stored = pq.read_table(table.parquet(column), columns=[column], memory_map=True).column(0)
     hosts = [
-        pc.struct_field(pc.extract_regex(pc.utf8_lower(chunk.cast(pa.large_string())), pattern=HOST), "host")
+        pc.struct_field(pc.extract_regex(chunk.cast(pa.large_binary()), pattern=HOST), "host")
         for chunk in stored.chunks
     ]
-    encoded = pa.chunked_array(hosts, pa.large_string()).dictionary_encode()
+    encoded = pa.chunked_array(hosts, pa.large_binary()).dictionary_encode()
     codes = [pc.fill_null(chunk.indices, -1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    names = encoded.chunk(0).dictionary.to_pylist() if codes else []
-    return np.concatenate([np.zeros(0, np.int64), *codes]).astype(np.int64), names
+    spelt = encoded.chunk(0).dictionary.to_pylist() if codes else []
+    number_of: dict[str, int] = {}  # of a domain, however it is spelt
+    folded = [number_of.setdefault(host.decode("utf-8", "replace").lower(), len(number_of)) for host in spelt]
+    number = np.concatenate([np.zeros(0, np.int64), *codes]).astype(np.int64)
+    return np.array([*folded, -1], np.int64)[number], list(number_of)
 
 
 def _rates(kind: str, number: npt.NDArray[np.int64], names: list[str], p_noise: Floats) -> list[dict[str, Any]]:
@@ -99,7 +116,7 @@ def _rates(kind: str, number: npt.NDArray[np.int64], names: list[str], p_noise: 
     return [
         {
             "kind": kind,
-            "name": names[i],
+            "name": _shortened(names[i]),
             "n": int(n[i]),
             "doubted": int(doubted[i]),
             "rate": float(total[i] / n[i]),
@@ -107,6 +124,11 @@ def _rates(kind: str, number: npt.NDArray[np.int64], names: list[str], p_noise: 
         for i in most
         if n[i]
     ]
+
+
+def _shortened(name: str) -> str:
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def sample(p_noise: Floats, rows: npt.NDArray[np.int64], stratum: npt.NDArray[np.int64]) -> dict[str, Any]:

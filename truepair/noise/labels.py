@@ -19,6 +19,8 @@ Rows = NDArray[np.int64]
 Keys = Callable[[Rows], list[str]]
 
 VERDICTS = ("keep", "mismatch", "unsure")  # what the column `label` says
+COLUMNS = ("row", "key", "label")
+PAGE_COLUMNS = ("p_noise", "stratum")  # which the audit page writes for whoever reads the file; no label needs them
 DELIMITERS = ",;\t"  # where the comma is the decimal point, spreadsheets write semicolons
 LONGEST_LINE = 1 << 20  # characters
 LONGEST_HEADER = 1 << 16
@@ -62,7 +64,8 @@ def read_labels(path: Path, n: int, keys: Keys | None = None) -> Labels:
     """Labels of a table of `n` rows from a CSV file with a header that names row, label and, if it can be, key.
 
     label: keep | mismatch | unsure, in any case. A line with an empty label is a pair not judged yet. Of several
-    labels of one row the last counts. Columns may stand in any order; others are ignored. UTF-8, with or without a
+    labels of one row the last counts. Columns may stand in any order; others are ignored, which is told but of those
+    that the audit page writes. UTF-8, with or without a
     byte order mark; commas, semicolons or tabs.
     keys: gives the table's keys of (m,) rows, which come in any order and may repeat. With it, each key in the file
     must be that of its row; an empty key (or no column key) leaves its row unchecked, and `told` says so.
@@ -122,7 +125,7 @@ def _labelled(file: TextIO, path: Path, n: int, tally: Counter[str]) -> Iterator
     names = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
     row_at, label_at = (_column(names, name, path) for name in ("row", "label"))
     key_at = _column(names, "key", path) if "key" in names else None
-    tally["columns"] = len([name for name in names if name not in ("row", "key", "label")])
+    tally["columns"] = len([name for name in names if name not in (*COLUMNS, *PAGE_COLUMNS)])
 
     for number, cells in _records(file, path, delimiter):
         if not any(map(str.strip, cells)):

@@ -1,17 +1,21 @@
 """A corpus as pair tables: each part of it is a table, also those that lie deeper, and what the command says of it."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_debs import made_deb
+from PIL import Image
 
 from truepair.cli import main
+from truepair.errors import UserError
 from truepair.pairs.corpora import tables
 from truepair.pairs.corpora.openclipart import PNG, SVG
 from truepair.pairs.corpora.scenes import make_scenes
-from truepair.pairs.corpora.shards import CorpusSummary, HeldOut, Skipped
+from truepair.pairs.corpora.shards import CorpusSummary, HeldOut, Pair, Skipped, write_shards
+from truepair.pairs.corpora.tables import join_tables
 from truepair.pairs.table import PairTable
 
 
@@ -61,3 +65,25 @@ def test_an_unusable_package_is_said_in_one_line(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit) as ended:
         main(["data", "openclipart", "--out", str(tmp_path / "out"), "--from", *debs])
     assert ended.value.code == 2 and f"{SVG} is missing" in capsys.readouterr().err
+
+
+def test_joined_corpora_share_labels_exactly_where_they_share_concepts(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    concepts = {"icons": ["house", "star", "cat"], "emoji": ["star", "dog", None]}
+    for corpus, named in concepts.items():
+        pairs = [
+            Pair(f"{corpus}{i}", picture.getvalue(), ("text",), i, {"concept": name, "style": corpus} if name else {})
+            for i, name in enumerate(named)
+        ]
+        write_shards(pairs, tmp_path / corpus)
+    table = join_tables([tmp_path / "icons", tmp_path / "emoji"], tmp_path / "all" / "train")
+    label = dict(zip((table.strings("key")[row] for row in range(6)), table.numbers("label").tolist(), strict=True))
+    assert label["icons1"] == label["emoji0"] and label["emoji2"] == -1
+    assert len(set(label.values())) == 5 and set(label.values()) >= {-1, 0}
+    assert [path.name for path in (tmp_path / "all").iterdir()] == ["train"]
+    reopened = PairTable.open(tmp_path / "all" / "train")
+    assert reopened.numbers("label").tolist() == list(label.values())
+    assert reopened.image_bytes(5) == picture.getvalue()
+    with pytest.raises(UserError, match="there already"):
+        join_tables([tmp_path / "icons"], tmp_path / "all" / "train")

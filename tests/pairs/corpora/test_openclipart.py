@@ -4,6 +4,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(art: Art, tmp_path: Pat
         "unfree": (png(5), svg("Unfree", licence="http://creativecommons.org/licenses/GPL/2.0/")),
         "silent": (png(6), svg("Silent", licence="")),
         "broken": (png(7), svg("Broken")[:-9]),
+        "coded": (png(9), b'<?xml version="1.0" encoding="foo"?>' + svg("Coded")),
+        "deep": (png(10), b"<g>" * 8000 + b"</g>" * 8000),
         "laughs": (png(8), b'<!DOCTYPE svg [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]><svg>&b;</svg>'),
     }
     summary = make(tmp_path / "out", art(drawings, {"linked": "good.png"}))
@@ -138,6 +141,8 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(art: Art, tmp_path: Pat
         "unfree": "not said to be in the public domain",
         "silent": "not said to be in the public domain",
         "broken": "unreadable metadata",
+        "coded": "unreadable metadata",
+        "deep": "unreadable metadata",
         "laughs": "unreadable metadata",
     }
     assert summary.train + summary.test == 2
@@ -225,6 +230,31 @@ class TestTexts:
 
     def test_a_title_of_a_megabyte_is_cut(self) -> None:
         assert 9_000 < len(read_texts(svg("long " * 200_000)).title) <= 10_000
+
+    @pytest.mark.parametrize("encoding", ["foo", "hex", "idna", "utf-7", "undefined", "big5", "ISO-8859-1"])
+    def test_any_declared_encoding_is_read_or_refused(self, encoding: str) -> None:
+        document = f'<?xml version="1.0" encoding="{encoding}"?>'.encode() + svg("Plain")
+        try:
+            assert read_texts(document).title == "Plain"
+        except ValueError:
+            assert encoding != "ISO-8859-1"
+
+    def test_elements_are_refused_that_are_deeper_in_one_another_than_any_program_draws(self) -> None:
+        assert read_texts(b"<g>" * 900 + svg("Deep") + b"</g>" * 900).title == "Deep"
+        with pytest.raises(ValueError, match="over 1,000 deep"):
+            read_texts(b"<g>" * 1001 + b"</g>" * 1001)
+
+    @settings(deadline=None, max_examples=150)
+    @given(st.lists(st.sampled_from(["metadata", "Work", "subject", "creator", "g"]), max_size=8))
+    def test_a_field_is_the_first_child_of_a_work_in_metadata_on_the_way_down(self, path: list[str]) -> None:
+        fields = [
+            below
+            for i, (name, below) in enumerate(pairwise([*path, "li"]))
+            if name == "Work" and "metadata" in path[:i] and below in ("subject", "creator")
+        ]
+        document = "".join(f"<{name}>" for name in path) + "<li>word</li>" + "".join(f"</{p}>" for p in path[::-1])
+        texts = read_texts(f"<svg>{document}</svg>".encode())
+        assert texts.keywords == (["word"] if fields[:1] == ["subject"] else [])
 
     @settings(deadline=None, max_examples=40)
     @given(st.binary(max_size=200))

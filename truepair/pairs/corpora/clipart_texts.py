@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from xml.parsers import expat
 
 MOST_TEXT = 10_000  # characters of one field
+MOST_DEPTH = 1_000  # elements in one another; drawing programs nest tens
 PUBLIC_DOMAIN = re.compile("public ?domain", re.IGNORECASE)
 PERL = re.compile(r"hash(\(0x[0-9a-f]+\))?", re.IGNORECASE)  # what a script of the library wrote for some keywords
+FIELDS = ("title", "description", "creator", "subject")
 
 
 @dataclass
@@ -26,55 +28,72 @@ class Texts:
         return bool(PUBLIC_DOMAIN.search(self.licence))
 
 
+class _Place(NamedTuple):
+    """Where an element stands: its name, whether metadata is around it or is it, the field it is or is part of."""
+
+    name: str = ""
+    in_metadata: bool = False
+    is_work: bool = False  # metadata/.../Work
+    field: str = ""  # "subject" in .../metadata/RDF/Work/subject/Bag/li; empty in none
+
+    def child(self, name: str) -> "_Place":
+        is_field = self.is_work and name in FIELDS
+        return _Place(
+            name,
+            self.in_metadata or name == "metadata",
+            self.in_metadata and name == "Work",
+            self.field or (name if is_field else ""),
+        )
+
+
 class _Reader:
     """Collects the fields below metadata/RDF/Work as expat meets them."""
 
-    FIELDS = ("title", "description", "creator", "subject")
-
     def __init__(self) -> None:
         self.texts = Texts()
-        self._path: list[str] = []
+        self._path = [_Place()]
         self._said: list[str] = []
         self._length = 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
-        self._path.append(name.rpartition(" ")[2])
-        if self._path[-2:] == ["Work", "license"]:
+        if len(self._path) > MOST_DEPTH:
+            raise ValueError(f"elements over {MOST_DEPTH:,} deep in one another")
+        around = self._path[-1]
+        here = around.child(name.rpartition(" ")[2])
+        self._path.append(here)
+        if (around.name, here.name) == ("Work", "license"):
             self.texts.licence = next((attributes[key] for key in attributes if key.endswith("resource")), "")[
                 :MOST_TEXT
             ]
-        if self._field() and self._path[-1] in (*self.FIELDS, "li"):
+        if here.field and here.name in (*FIELDS, "li"):
             self._said, self._length = [], 0
 
     def text(self, data: str) -> None:
-        if self._field() and self._length <= MOST_TEXT:
+        if self._path[-1].field and self._length <= MOST_TEXT:
             self._said.append(data)
             self._length += len(data)
 
     def end(self, _name: str) -> None:
+        here = self._path.pop()
+        if not here.field:
+            return
         said = " ".join("".join(self._said)[:MOST_TEXT].split())
-        last = self._path[-1]
-        match self._field():
-            case "title" if last == "title" and self._path[-2] == "Work":
+        match here.field:
+            case "title" if here.name == "title" and self._path[-1].name == "Work":
                 self.texts.title = self.texts.title or said
-            case "description" if last == "description":
+            case "description" if here.name == "description":
                 self.texts.description = self.texts.description or said
-            case "creator" if last == "title" and said:
+            case "creator" if here.name == "title" and said:
                 self.texts.author = said
-            case "subject" if last == "li" and said and not PERL.fullmatch(said):
+            case "subject" if here.name == "li" and said and not PERL.fullmatch(said):
                 self.texts.keywords.append(said)
-        self._path.pop()
-
-    def _field(self) -> str:
-        """The field we are in, e.g. "subject" in .../metadata/RDF/Work/subject/Bag/li; empty in none."""
-        for i in range(len(self._path) - 1):
-            if self._path[i] == "Work" and "metadata" in self._path[:i] and self._path[i + 1] in self.FIELDS:
-                return self._path[i + 1]
-        return ""
 
 
 def read_texts(svg: bytes) -> Texts:
-    """The metadata of an SVG. Raises ValueError on XML that is broken, or defines entities out of entities.
+    """The metadata of an SVG.
+
+    Raises ValueError on XML that is broken, is in no known encoding, or could keep its reader busy: entities out of
+    entities, elements over MOST_DEPTH deep in one another.
 
     Nothing outside the file is read, whatever it refers to.
     """
@@ -95,7 +114,7 @@ def read_texts(svg: bytes) -> Texts:
     parser.EntityDeclHandler = entity
     try:
         parser.Parse(svg, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that Python does not know
         raise ValueError(str(error)) from error
     return reader.texts
 

@@ -8,17 +8,19 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from truepair.errors import UserError
 from truepair.pairs.corpora.packages import CorpusUnavailable
+from truepair.pairs.corpora.strange_tars import Readable, has_content, read_members
 
 FETCH_SECONDS = 600  # for all packages together; about 160 MB
 LARGEST_FILE = 64 * 2**20  # bytes of one file in a package; the largest drawing is 9 MB
-LARGEST_PACKAGE = 2 * 2**30  # bytes unpacked; the largest package is 0.2 GB
+LARGEST_PACKAGE = 2 * 2**30  # bytes of a tar, decompressed; the largest package is 0.2 GB
 OPENERS: dict[str, Callable[[Any], Any]] = {"": lambda file: file, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
@@ -58,38 +60,35 @@ def read_files(deb: Path, part: str, below: str, suffix: str) -> Iterator[tuple[
     Yields paths relative to `below`, and the bytes or the reason why the file is not to be used. Nothing is written.
     Raises UserError on what is no Debian package, is damaged or unpacks to more than LARGEST_PACKAGE.
     """
-    unpacked = 0
     try:
-        with _open_part(deb, part) as file, tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
-            for member in tar:
-                unpacked += member.size
-                if unpacked > LARGEST_PACKAGE:
-                    raise UserError(f"{deb}: unpacks to over {LARGEST_PACKAGE:,} bytes; refused")
+        with _open_part(deb, part) as file:
+            for member in read_members(file, LARGEST_PACKAGE):
                 path = PurePosixPath(member.name)
                 if member.isdir() or not path.is_relative_to(below) or not path.name.endswith(suffix):
                     continue
-                yield path.relative_to(below), _content(tar, member)
-    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError) as error:
+                yield path.relative_to(below), _content(file, member)
+    except (OSError, EOFError, ValueError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{deb}: cannot be read as a Debian package ({error})") from error
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
+def _content(file: Readable, member: tarfile.TarInfo) -> bytes | str:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "a path that leaves the package"
     if member.issym() or member.islnk():
         return "a link to another file"
-    if not member.isreg():
+    if not has_content(member):
         return "no regular file"
     if member.size > LARGEST_FILE:
         return f"over {LARGEST_FILE:,} bytes"
-    file = tar.extractfile(member)
-    assert file is not None  # as it is a regular file
-    return file.read()
+    data = file.read(member.size)
+    if len(data) < member.size:
+        raise tarfile.ReadError(f"{path} ends early")
+    return data
 
 
 @contextmanager
-def _open_part(deb: Path, part: str) -> Iterator["_Careful"]:
+def _open_part(deb: Path, part: str) -> Iterator[Readable]:
     """The tar `part` of a .deb, decompressed as it is read. A .deb is an ar archive: a magic, then headers and data."""
     with deb.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
@@ -103,7 +102,7 @@ def _open_part(deb: Path, part: str) -> Iterator["_Careful"]:
                 if compression not in OPENERS:
                     raise UserError(f"{deb}: compressed as {compression}, only {', '.join(OPENERS)[2:]} can be read")
                 with OPENERS[compression](_Part(file, size)) as opened:
-                    yield _Careful(opened)
+                    yield opened
                 return
             file.seek(size + size % 2, os.SEEK_CUR)
     raise UserError(f"{deb}: no Debian package, for it has no {part}")
@@ -116,7 +115,7 @@ class _Part:
         self._file, self._start, self._size = file, file.tell(), size
 
     def read(self, count: int = -1) -> bytes:
-        left = self._start + self._size - self._file.tell()
+        left = max(0, self._start + self._size - self._file.tell())
         return self._file.read(left if count < 0 else min(count, left))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -138,24 +137,6 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         """The file stays open: it is the caller's."""
-
-
-class _Careful:
-    """A decompressed tar that refuses to be read in one piece of more than LARGEST_FILE: a header can ask for that."""
-
-    def __init__(self, file: "BinaryIO | _Part") -> None:
-        self._file = file
-
-    def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= LARGEST_FILE:
-            raise tarfile.ReadError(f"a header of over {LARGEST_FILE:,} bytes")
-        return self._file.read(count)
-
-    def seek(self, offset: int) -> int:
-        return self._file.seek(offset)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def _apt_download(names: Sequence[str], folder: Path) -> None:

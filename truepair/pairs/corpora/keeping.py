@@ -1,7 +1,9 @@
 """A corpus made once: copied from the cache where it lies finished, else made there first, never half there."""
 
 import json
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,23 +27,45 @@ def kept_corpus(
 ) -> CorpusSummary:
     """The corpus of that identity in `out`; its summary, with the seconds this call took.
 
-    It is built (from what `fetch` brings) in `cache/corpora/IDENTITY` unless it is finished there, and copied. Nothing
-    is done if `out` holds it already. Raises UserError if `out` holds something else.
+    It is copied from `cache/corpora/IDENTITY`, where it is made first (from what `fetch` brings) unless it is finished
+    there. Nothing is done if `out` holds it already. Raises UserError if `out` holds something else.
     """
     started = time.perf_counter()
     summary = read_note(out, identity)
     if summary is None:
         kept = cache / "corpora" / identity
-        summary = read_note(kept, identity)
-        if summary is None:
-            shutil.rmtree(kept, ignore_errors=True)
-            sources = fetch()
-            with staged(kept, identity) as stage:
-                summary = build(stage, sources)
-                write_note(stage, replace(summary, seconds=time.perf_counter() - started), identity)
+        summary = read_note(kept, identity) or _make(kept, identity, fetch, build, started)
         with staged(out, identity) as stage:
             shutil.copytree(kept, stage, dirs_exist_ok=True)
     return replace(summary, seconds=time.perf_counter() - started)
+
+
+def _make(
+    kept: Path,
+    identity: str,
+    fetch: Callable[[], Sources],
+    build: Callable[[Path, Sources], CorpusSummary],
+    started: float,
+) -> CorpusSummary:
+    """Build the corpus in a folder of its own beside `kept`, a name it gets when finished.
+
+    Of several processes that do so at once the first to finish gives its corpus the name; the others made the same.
+    """
+    if kept.exists() and read_note(kept, identity) is None:  # looked at in this order: what comes in between is whole
+        shutil.rmtree(kept)
+    sources = fetch()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=f".{identity}-") as temporary:
+        stage = Path(temporary) / "corpus"
+        stage.mkdir()
+        summary = replace(build(stage, sources), seconds=time.perf_counter() - started)
+        write_note(stage, summary, identity)
+        try:
+            os.replace(stage, kept)
+        except OSError:
+            if read_note(kept, identity) is None:
+                raise
+    return summary
 
 
 def identify(name: str, *parts: object) -> str:

@@ -1,5 +1,6 @@
 """Pinned npm packages on disk: fetched once through npm, unpacked warily, kept in the cache."""
 
+import gzip
 import importlib.util
 import os
 import shutil
@@ -7,16 +8,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from truepair.errors import UserError
+from truepair.pairs.corpora.strange_tars import Readable, has_content, read_members
 
 FETCH_SECONDS = 300  # for all packages together; 20 MB of emoji, 104 MB of icons
 LARGEST_FILE = 512 * 2**20  # bytes; the largest icon set is 104 MB
-LARGEST_PACKAGE = 2 * 2**30  # bytes unpacked; all icon sets together are 0.5 GB
+LARGEST_PACKAGE = 2 * 2**30  # bytes of a tar, decompressed; all icon sets together are 0.5 GB
+PIECE = 2**20  # bytes copied at once
 
 
 class CorpusUnavailable(UserError):
@@ -65,26 +69,23 @@ def unpack(tarball: Path, package: Package, folder: Path) -> None:
 
     Raises CorpusUnavailable if the tarball is missing, damaged, too large, lacks a file, or has a path that leaves it.
     """
-    lacking, unpacked = set(package.files), 0
+    lacking = set(package.files)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as temporary:
         stage = Path(temporary) / "package"
         stage.mkdir()
         try:
-            with tarfile.open(tarball, "r:gz") as tar:
-                for member in tar:
+            with gzip.open(tarball) as file:
+                for member in read_members(file, LARGEST_PACKAGE):
                     path = PurePosixPath(member.name)
                     if path.is_absolute() or ".." in path.parts:
                         raise CorpusUnavailable(f"{tarball.name}: member {member.name!r} leaves the package; refused")
-                    unpacked += member.size
-                    if unpacked > LARGEST_PACKAGE:
-                        raise CorpusUnavailable(f"{tarball.name}: unpacks to over {LARGEST_PACKAGE:,} bytes; refused")
                     name = member.name.removeprefix("package/")
                     asked = {pattern for pattern in package.files if fnmatchcase(name, pattern)}
-                    if asked and name != member.name and member.isreg() and member.size <= LARGEST_FILE:
+                    if asked and name != member.name and has_content(member) and member.size <= LARGEST_FILE:
                         lacking -= asked
-                        member.name = name
-                        tar.extract(member, stage, filter="data")
-        except (OSError, EOFError, tarfile.TarError) as error:
+                        inside = tarfile.data_filter(member.replace(name=name, deep=False), str(stage))
+                        _copy(file, member.size, stage / inside.name)
+        except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
             raise CorpusUnavailable(f"{tarball.name}: cannot be unpacked ({error})") from error
         if lacking:
             raise CorpusUnavailable(f"{tarball.name}: lacks {', '.join(sorted(lacking))}")
@@ -93,6 +94,18 @@ def unpack(tarball: Path, package: Package, folder: Path) -> None:
         except OSError:
             if not folder.is_dir():  # another process may have put the same package there first
                 raise
+
+
+def _copy(file: Readable, size: int, target: Path) -> None:
+    """The next `size` bytes of `file` as the file `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        while size:
+            piece = file.read(min(size, PIECE))
+            if not piece:
+                raise tarfile.ReadError(f"{target.name} ends early")
+            out.write(piece)
+            size -= len(piece)
 
 
 def _npm_pack(specs: Sequence[str], folder: Path) -> None:

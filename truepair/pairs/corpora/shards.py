@@ -3,8 +3,8 @@
 import io
 import json
 import os
-import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -141,22 +141,26 @@ def write_zeroshot(
 def staged(out: Path, identity: str) -> Iterator[Path]:
     """A hidden folder inside `out` whose contents take their final names when the block succeeds, `corpus.json` last.
 
-    `identity` says what made the corpus; leave it to `write_note`, which must be called inside the block.
-    Raises UserError if `out` is no folder or already holds a corpus.
+    `identity` says what made the corpus; leave it to `write_note`, which must be called inside the block. If another
+    process has finished the same corpus there in the meantime, it stays as it is.
+    Raises UserError if `out` is no folder or holds another corpus, before the block or after it.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder for the corpus")
+    _refuse_taken(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".partial-{identity}-") as temporary:
+        stage = Path(temporary)
+        yield stage
+        if read_note(out, identity) is None:
+            _refuse_taken(out)
+            for child in sorted(stage.iterdir(), key=lambda path: path.name == NOTE):
+                os.replace(child, out / child.name)
+
+
+def _refuse_taken(out: Path) -> None:
     if taken := [name for name in (*CONTENTS, NOTE) if (out / name).exists()]:
         raise UserError(f"{out} already holds another corpus ({', '.join(taken)}): remove it or choose another folder")
-    stage = out / f".partial-{identity}"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        for child in sorted(stage.iterdir(), key=lambda path: path.name == NOTE):
-            os.replace(child, out / child.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_note(folder: Path, summary: CorpusSummary, identity: str) -> None:

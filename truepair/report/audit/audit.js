@@ -156,7 +156,9 @@
   function restore() {
     try {
       const kept = JSON.parse(localStorage.getItem(data.storage) || "{}");
-      for (const [row, [label, key]] of Object.entries(kept)) accept(Number(row), String(key), label);
+      const wrong = Object.entries(kept).filter(([row, [label, key]]) => accept(Number(row), String(key), label));
+      const noun = wrong.length === 1 ? "mark that this browser kept does" : "marks that this browser kept do";
+      if (wrong.length) $("load-said").textContent = `${number(wrong.length)} ${noun} not fit this audit: left out.`;
     } catch {
       stored = false; // no storage, or not ours: begin anew
     }
@@ -173,19 +175,22 @@
     }
   }
 
+  /** The whole key of a pair of the page; "" where the page does not hold all of it. */
+  const keyOf = (pair) => (pair.cutKey ? "" : pair.key || "");
+
   /** Takes a label from outside; returns what is wrong with it, "" if nothing. */
   function accept(row, key, label) {
     if (!Number.isInteger(row) || row < 0 || row >= data.n) return "no such row";
     if (!MARKS.includes(label)) return "a label is keep, mismatch or unsure";
     const pair = pairs.get(row);
     if (pair && key && !pair.cutKey && key !== (pair.key || "")) return "the key belongs to another row";
-    marks.set(row, { label, key: pair ? "" : key });
+    marks.set(row, { label, key: pair ? keyOf(pair) : key });
     return "";
   }
 
   function mark(row, label) {
     if (!label || (marks.has(row) && marks.get(row).label === label)) marks.delete(row);
-    else marks.set(row, { label, key: "" });
+    else marks.set(row, { label, key: keyOf(pairs.get(row)) });
     store();
     showMarks();
     for (const card of document.querySelectorAll(`.card[data-row="${row}"]`)) showMark(card);
@@ -224,8 +229,7 @@
   function labelsFile() {
     const lines = [...marks].sort(([a], [b]) => a - b).map(([row, { label, key }]) => {
       const pair = pairs.get(row) || {};
-      const known = pair.row === undefined ? key : pair.cutKey ? "" : pair.key || "";
-      return [row, keyToWrite(known), label, pair.p ?? "", pair.stratum ?? ""].map((value) => field(String(value)));
+      return [row, keyToWrite(key), label, pair.p ?? "", pair.stratum ?? ""].map((value) => field(String(value)));
     });
     return [["row", "key", "label", "p_noise", "stratum"], ...lines].map((line) => `${line.join(",")}\r\n`).join("");
   }

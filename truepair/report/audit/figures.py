@@ -75,8 +75,9 @@ def _reliability(record: AuditRecord) -> list[Figure]:
         _vector(found["accuracy"]),
     )
     known = "the truth column" if record.truth is not None else "your labels"
+    scale = "p_noise, as your labels recalibrated it" if record.recalibrated else "p_noise"
     text = (
-        f"Pairs are put together by p_noise; a dot's height is the share of them that {known} calls mismatched, its "
+        f"Pairs are put together by {scale}; a dot's height is the share of them that {known} calls mismatched, its "
         "size how many they are. On the diagonal, p_noise is the true share. The mean distance from it (ECE) is "
         f"{diagram.error():.3f}."
     ).replace("labels calls", "labels call")

@@ -95,6 +95,7 @@ def _content(record: AuditRecord, per_issue: int) -> Content:
         "most_flagged": max([issue.flagged for issue in looked_for], default=0) or 1,
         "sampled": sampled,
         "sources": _sources(record),
+        "unseen": _unseen(record),
         "percent": words.percent,
         "first_sentence": words.first_sentence,
     }
@@ -184,6 +185,12 @@ def _sources(record: AuditRecord) -> list[tuple[str, list[dict[str, Any]], float
     return found
 
 
+def _unseen(record: AuditRecord) -> list[tuple[str, int, int, str]]:
+    """(second table, its images, how many of them could not be looked at, why)."""
+    compared = record.about.get("against") or []
+    return [(one["table"], one["images"], count, why) for one in compared for why, count in one["unseen"].items()]
+
+
 def _sample_json(sample: Sample) -> dict[str, Any]:
     group = {"group": sample.group, "size": sample.size} if sample.size else {}
     return {"issue": sample.issue, "kind": sample.kind, "rows": sample.rows.tolist(), **group}
@@ -196,9 +203,11 @@ def _shape(picture: Picture, number: dict[str, int]) -> dict[str, Any]:
 
 
 def _storage_name(record: AuditRecord) -> str:
-    """Where a browser keeps the marks: another name for each table and model."""
-    parts = [str(record.about.get(name, "")) for name in ("dataset", "table", "model")]
-    return "truepair-marks-" + sha256("\0".join([*parts, str(record.n)]).encode("utf-8", "replace")).hexdigest()[:16]
+    """Where a browser keeps the marks: another name for each model, table, and content of its images and captions."""
+    scored = (record.about.get("settings") or {}).get("scores") or {}
+    parts = [record.about.get(name, "") for name in ("dataset", "table", "model")]
+    parts += [record.n, scored.get("images", ""), scored.get("captions", "")]
+    return "truepair-marks-" + sha256("\0".join(map(str, parts)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _own(name: str) -> str:

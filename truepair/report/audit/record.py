@@ -1,7 +1,6 @@
 """Reads what an audit wrote: audit.json at once, the columns and rows of audit.parquet as they are asked for."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,9 @@ from truepair.noise.tables import TRUTH
 
 Scores = NDArray[np.float32]
 
-MISMATCHED_PAIR = "mismatched_pair"  # the issue whose score is p_noise
+MISMATCHED_PAIR = "mismatched_pair"  # the issue whose pairs are left out by the threshold, not by its flag
 RECALIBRATED = "p_noise_recalibrated"
+SIGNATURE = b"truepair.audit"  # in the schema of audit.parquet: the id of the audit.json it was written with
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def read_audit(folder: Path) -> AuditRecord:
         issues = [_issue(entry) for entry in about["issues"]]
         n = int(about["n"])
         schema, rows = _schema(folder / "audit.parquet")
+        signature = (schema.metadata or {}).get(SIGNATURE, b"").decode()
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no finished audit (no {Path(error.filename).name}); {again} {folder}"
@@ -157,12 +158,14 @@ def read_audit(folder: Path) -> AuditRecord:
         raise UserError(f"the audit in {folder} cannot be read ({error!r}); {again} {folder} --again") from None
     if rows != n:
         raise UserError(f"{folder}: audit.parquet has {rows} rows, audit.json speaks of {n}; {again} {folder} --again")
-    return AuditRecord(folder, about, issues, n, frozenset(schema))
+    if signature != about.get("id", ""):
+        raise UserError(f"{folder}: audit.parquet and audit.json are of two audits; {again} {folder} --again")
+    return AuditRecord(folder, about, issues, n, frozenset(schema.names))
 
 
-def _schema(path: Path) -> tuple[Sequence[str], int]:
+def _schema(path: Path) -> tuple[pa.Schema, int]:
     metadata = pq.read_metadata(path)
-    return metadata.schema.to_arrow_schema().names, metadata.num_rows
+    return metadata.schema.to_arrow_schema(), metadata.num_rows
 
 
 def _issue(entry: dict[str, Any]) -> Issue:

@@ -161,8 +161,9 @@ def keep_command(record: AuditRecord, threshold: float) -> str:
 
 def keep_base(record: AuditRecord) -> str:
     """The command with the labels that p_noise was recalibrated by."""
-    labels = (record.about.get("settings") or {}).get("labels")
-    return command(record) + (f" --labels {shlex.quote(str(labels))}" if labels else "")
+    settings = record.about.get("settings") or {}
+    labels = f" --labels {shlex.quote(str(settings['labels']))}" if settings.get("labels") else ""
+    return command(record) + labels + (" --labels-random" if settings.get("labels_random") else "")
 
 
 def labels_command(record: AuditRecord) -> str:
