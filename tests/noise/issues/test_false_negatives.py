@@ -1,5 +1,7 @@
 """Pairs that describe each other's images: all are found in a small table, nearly all in a large one."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from issue_evidence import Unit, evidence
 from torch.nn.functional import normalize
 
+from truepair.noise import near
 from truepair.noise.issues import false_negatives as module
 from truepair.noise.issues.false_negatives import false_negative_group, find
 
@@ -60,9 +63,35 @@ def test_scores_and_groups_are_those_of_comparing_all_with_all(seed, n, kinds, b
         assert set(np.flatnonzero(found.group == found.group[rows[i]]) if found.group[rows[i]] >= 0 else []) == together
 
 
-def test_in_a_large_table_nearly_all_are_found_within_blocks(monkeypatch):
-    from truepair.noise import near
+@pytest.mark.parametrize("hub", [0, 59])
+def test_a_row_with_more_partners_than_are_kept_of_it_is_the_partner_of_each(hub, monkeypatch):
+    n, near = 60, 50
+    image = torch.eye(n)
+    spokes = [row for row in range(n) if row != hub][5 : 5 + near] if hub == 0 else list(range(near))
+    image[spokes] = normalize(image[spokes] + 4 * image[hub], dim=1)
+    given = evidence(n=n, features=Unit(image, image, np.arange(n)), scale=SCALE)
+    monkeypatch.setattr(module, "BLOCK", near)
+    monkeypatch.setattr(module, "PARTNERS", 3)
+    found = find(given, 0.5)
+    together = [hub, *spokes]
+    assert (found.score[together] >= 0.5).all() and (found.group[together] == found.group[hub]).all()
+    assert (np.delete(found.score, together) < 0.5).all()
 
+
+def test_rows_with_many_partners_cost_less_than_half_a_kilobyte_each(monkeypatch):
+    n = 8000
+    monkeypatch.setattr(module, "EXACT", 100)
+    monkeypatch.setattr(near, "BLOCK", 256)
+    one = normalize(torch.ones(n, 4), dim=1)
+    given = evidence(n=n, features=Unit(one, one, np.arange(n)), scale=SCALE)
+    tracemalloc.start()
+    find(given, 0.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500 * n
+
+
+def test_in_a_large_table_nearly_all_are_found_within_blocks(monkeypatch):
     n, kinds = 4000, 800
     image, text = concepts(3, n, kinds, dim=32, spread=0.05)
     given = evidence(n=n, features=Unit(image, text, np.arange(n)), scale=SCALE)

@@ -69,6 +69,12 @@ def test_boilerplate_is_flagged_from_more_than_ten_images_on():
         ("Boeing 747", 1),
         ("covid19 test", 2),
         ("红色的苹果在桌子上", 5),
+        ("狗", 1),
+        ("照片", 1),
+        ("ม้า", 1),
+        ("ビーチ", 2),
+        ("小狗图片", 2),
+        ("iPhone手机", 2),
         ("ein roter Apfel", 3),
     ],
 )
@@ -128,6 +134,35 @@ def test_short_captions_and_names_are_not_flagged():
     captions += [["Кижи, an island in the lake of Onega"], ["12 34"], []]
     score = score_of(wrong_language, captions)
     assert not (score[:12] >= 0.5).any() and np.isnan(score[12:]).all()
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "how do I do it",
+        "I love you, I do",
+        "what do I do to relax",
+        "do not do as I do",
+        "as seen on tv: no fee, as is, no tax",
+        "me and my dog no no",
+        "vitamin D, vitamin D deficiency",
+        "Die Hard poster, Die Another Day",
+        "van door handle",
+    ],
+)
+def test_ordinary_english_is_not_taken_for_another_language(caption):
+    assert not flagged(wrong_language, [[caption]], language="en")[0]
+
+
+def test_a_language_is_expected_only_where_a_share_of_the_captions_tells_it():
+    tags = [["red apple"]] * 1000 + [["La Paz, Los Angeles del mar"]] * 3
+    assert not flagged(wrong_language, [*tags, ["the apple is on the table"]])[-1]
+    spanish = [["la manzana está en la mesa"]] * 60
+    assert flagged(wrong_language, [*tags, *spanish, ["the apple is on the table"]])[-1]
+
+
+def test_no_language_of_latin_letters_is_told_by_a_letter_that_stands_alone():
+    assert all(len(word) > 1 for script, text in LANGUAGES.values() if script == "LATIN" for word in text.split())
 
 
 def test_every_language_has_a_script_and_small_words_of_that_script():

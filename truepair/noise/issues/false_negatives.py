@@ -4,11 +4,12 @@ Rows are compared block by block: all of them up to EXACT rows, beyond that with
 made TREES times in different ways; so time is N · 2,048 · TREES and never N².
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -27,19 +28,19 @@ Edges = tuple[Ints, Ints, Floats]  # places i, j of pairs and how well they desc
 
 
 def find(evidence: Evidence, threshold: float) -> Found:
-    """Score of a row: the best of its partners'; groups of partners, none larger than LARGEST."""
+    """Score of a row: the best of its partners'; groups of partners, none larger than LARGEST.
+
+    Memory: about 0.3 KB a row, and some matrices of 2,048 x 2,048 on the features' device.
+    """
     features = evidence.features
     assert features is not None, "`lacks` says so"
     score = np.full(len(evidence), np.nan, np.float32)
     group = np.full(len(evidence), -1)
     places = np.flatnonzero(~(evidence.p_noise[features.rows] >= DOUBTED))
     rows = features.rows[places]
-    first, second, likeness = _edges(features, places, evidence.image[rows], evidence.scale, threshold)
-    best = np.zeros(len(rows), np.float32)
-    for side in (first, second):
-        np.maximum.at(best, side, likeness)
-    score[rows] = best
-    together = _groups(len(rows), first, second, likeness)
+    partners = _partners(features, places, evidence.image[rows], evidence.scale, threshold)
+    score[rows] = partners.likeness
+    together = _groups(partners)
     group[rows] = np.where(together >= 0, rows[together] if len(rows) else -1, -1)
     return Found(score, group)
 
@@ -48,24 +49,47 @@ def lacks(evidence: Evidence) -> str:
     return "" if evidence.features is not None else evidence.without_features
 
 
-def _edges(features: Features, places: Ints, image: Ints, scale: float, threshold: float) -> Edges:
-    """Pairs among `places` (r,), numbered 0 … r-1, of different images."""
-    found = []
+@dataclass(frozen=True)
+class _Partners:
+    """Of r rows. likeness: (r,) of the best partner, 0 without one. best: (r,) its place, the own one without.
+
+    label: (r,) the least place among all that are connected by partners.
+    """
+
+    likeness: Floats
+    best: Ints
+    label: Ints
+
+
+def _partners(features: Features, places: Ints, image: Ints, scale: float, threshold: float) -> _Partners:
+    """Partners among `places` (r,), numbered 0 … r-1, of different images.
+
+    Of a comparison's pairs only each row's best is kept, and which rows they connect: an edge a row.
+    """
+    likeness, best = np.zeros(len(places), np.float32), np.arange(len(places))
+    joined: list[tuple[Ints, Ints]] = []
+    for one, other in _compared(features, places):
+        sides = features.of(places[one]), features.of(places[other])
+        first, second, found = _between(sides, image[one], image[other], one, other, scale, threshold)
+        order = np.argsort(found, kind="stable")  # of several to one row the last is kept
+        for row, partner in ((first[order], second[order]), (second[order], first[order])):
+            better = found[order] > likeness[row]
+            likeness[row[better]], best[row[better]] = found[order][better], partner[better]
+        members, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+        joined.append((members, members[components(len(members), *np.split(place, 2))]))
+    none = np.zeros(0, np.int64)
+    first, second = (np.concatenate([none, *side]) for side in zip(*joined, strict=True)) if joined else (none, none)
+    return _Partners(likeness, best, components(len(places), first, second))
+
+
+def _compared(features: Features, places: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Blocks of places that are compared with each other, or with themselves."""
     if len(places) <= EXACT:
         blocks = [np.arange(start, min(start + BLOCK, len(places))) for start in range(0, len(places), BLOCK)]
-        compared = list(combinations_with_replacement(blocks, 2))
+        yield from combinations_with_replacement(blocks, 2)
     else:
-        compared = [(block, block) for tree in _trees(features, places) for block in tree]
-    for one, other in compared:
-        sides = features.of(places[one]), features.of(places[other])
-        found.append(_between(sides, image[one], image[other], one, other, scale, threshold))
-    first, second, likeness = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _NONE
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    _, kept = np.unique(low * len(places) + high, return_index=True)
-    return low[kept], high[kept], likeness[kept]
-
-
-_NONE: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        for tree in _trees(features, places):
+            yield from ((block, block) for block in tree)
 
 
 def _between(
@@ -77,7 +101,7 @@ def _between(
     scale: float,
     threshold: float,
 ) -> Edges:
-    """Pairs of a row of block `one` and a row of block `other`, each row's best PARTNERS among them.
+    """Pairs of a row of block `one` and a row of block `other`: the best PARTNERS of each row of either.
 
     Likeness of i and j: exp(s · (min(c_ij, c_ji) - max(c_ii, c_jj))), c_ij the cosine of image i and caption j.
     """
@@ -87,13 +111,12 @@ def _between(
     likeness = ((across - torch.maximum(own[:, None], other_own)) * scale).clamp(max=0).exp()
     alike = torch.from_numpy(image[:, None] == other_image).to(likeness.device)
     likeness[alike] = 0  # rows of one image, the row itself among them: another issue
-    best, place = likeness.topk(min(PARTNERS, likeness.shape[1]), dim=1)
-    row, column = (best >= threshold).nonzero(as_tuple=True)
-    return (
-        one[row.cpu().numpy()],
-        other[place[row, column].cpu().numpy()],
-        best[row, column].float().cpu().numpy(),
-    )
+    partner = torch.zeros_like(alike)
+    for dim in (0, 1):
+        best = likeness.topk(min(PARTNERS, likeness.shape[dim]), dim=dim).indices
+        partner.scatter_(dim, best, True)
+    row, column = (partner & (likeness >= threshold)).nonzero(as_tuple=True)
+    return one[row.cpu().numpy()], other[column.cpu().numpy()], likeness[row, column].float().cpu().numpy()
 
 
 def _trees(features: Features, places: Ints) -> list[list[Ints]]:
@@ -122,21 +145,17 @@ def _directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return centre, found.float()
 
 
-def _groups(n: int, first: Ints, second: Ints, likeness: Floats) -> Ints:
-    """(n,) a place of each group; one that is too large falls apart into chains of best partners, then into slices."""
-    label = components(n, first, second)
-    if (np.bincount(label, minlength=1) > LARGEST).any():
-        crowded = np.bincount(label, minlength=n)[label] > LARGEST
-        best = np.zeros(n, np.float32)
-        for side in (first, second):
-            np.maximum.at(best, side, likeness)
-        chosen = ~crowded[first] | (likeness >= best[first]) | (likeness >= best[second])
-        label = components(n, first[chosen], second[chosen])
-        label = _sliced(label)
+def _groups(partners: _Partners) -> Ints:
+    """(r,) a place of each group; one that is too large falls apart into chains of best partners, then into slices."""
+    label = partners.label
+    crowded = np.bincount(label, minlength=len(label))[label] > LARGEST
+    if crowded.any():
+        linked = np.where(crowded, partners.best, label)
+        label = _sliced(components(len(label), np.arange(len(label)), linked))
     return groups(label)
 
 
-def _sliced(label: NDArray[np.int64]) -> Ints:
+def _sliced(label: Ints) -> Ints:
     """Labels of groups of at most LARGEST: a larger one is cut into slices in the order of its members."""
     order = np.argsort(label, kind="stable")
     begins = np.searchsorted(label[order], label[order])
@@ -150,14 +169,14 @@ false_negative_group = Issue(
     name="false_negative_group",
     title="Pairs that describe each other",
     explanation=(
-        "These captions fit one another's images nearly as well as their own, so a contrastive loss that pushes them"
-        " apart pushes against the truth. Nothing is wrong with such pairs: train on them with a method that allows "
-        "for it (truepair train --method fff or softclip), or keep one of a group. Two pairs belong together if, by "
-        "the model, each one's caption is at least half as likely for the other's image as the better of the two is "
-        "for its own (threshold ours). Pairs that are doubted themselves, and rows of one image, are not judged. Up "
-        "to 16,384 rows all are compared; in larger tables rows are compared within two divisions into blocks of "
-        "2,048 similar rows, which may miss some. A weak model finds more of them than there are. Groups hold 1,000 "
-        "rows at most; larger ones are cut."
+        "These captions fit one another's images nearly as well as their own, so a contrastive loss that pushes them "
+        "apart pushes against the truth. Nothing is wrong with such pairs: train on them with a method that allows for "
+        "it (truepair train --method fff or softclip), or keep one of a group. Two pairs belong together if, by the "
+        "model, each one's caption is at least half as likely for the other's image as the better of the two is for "
+        "its own (threshold ours). Pairs that are doubted themselves, and rows of one image, are not judged. Up to "
+        "16,384 rows all are compared; in larger tables rows are compared within two divisions into blocks of 2,048 "
+        "similar rows, which may miss some; each row is held to the 16 best in a block. A weak model finds more of "
+        "them than there are. Groups hold 1,000 rows at most; larger ones are cut."
     ),
     score_says=(
         "how likely the best partner's caption is for this image and the other way round, against their own: 1 as "

@@ -11,16 +11,20 @@ from truepair.pairs.columns import StringLists
 
 Ints = NDArray[np.int64]
 
-CLEAR = 2  # small words by which a language must lead to be told (ours): names bring one or two
+CLEAR = 2  # different small words by which a language must lead to be told (ours): names bring one or two
+SPOKEN = 0.05  # of the captions of a script, from which on one language is expected of all of them (ours)
 FEWEST_LETTERS = 3  # below which its script is not (ours)
 SAMPLED = 1 << 20  # rows of a table whose captions say which language is expected, about
 KANA_SHARE = 0.05  # of a caption's East Asian letters, from which on its Han letters are Japanese (ours)
 
-# Language -> its script and the small words that a sentence can hardly do without (ours).
+# Language -> its script and the small words that a sentence can hardly do without (ours). Of Latin letters none stands
+# alone: they are initials, vitamins and the English I as well.
 LANGUAGES: dict[str, tuple[str, str]] = {
     "en": (
         "LATIN",
-        "the of and a an in on at is are was with for from to by this that it its his her their as near over under",
+        "the of and an in on at is are was with for from to by this that it its his her their as near over under not "
+        "no or but be been has have had do does he she you we they me my our your what when where which who how so all "
+        "will can if then than out up",
     ),
     "de": (
         "LATIN",
@@ -28,24 +32,28 @@ LANGUAGES: dict[str, tuple[str, str]] = {
     ),
     "fr": (
         "LATIN",
-        "le la les un une des du de et est sont dans sur avec pour au aux par en qui que à ce cette son sa ses pas d l",
+        "le la les un une des du de et est sont dans sur avec pour au aux par en qui que ce cette son sa ses pas ou il",
     ),
     "es": (
         "LATIN",
-        "el la los las un una unos de del y es son en con para por al se su sus que sobre como más entre desde",
+        "el la los las un una unos de del es son en con para por al se su sus que sobre como más entre desde lo está",
     ),
     "pt": (
         "LATIN",
-        "o a os as um uma uns de do da dos das e é são em no na com para por ao que seu sua não mais entre",
+        "os as um uma uns de do da dos das são em no na nos nas com para por ao que seu sua não mais entre pelo pela "
+        "está",
     ),
     "it": (
         "LATIN",
-        "il lo la i gli le un una uno di del della dei delle e è sono in nel nella con per su da che al alla non si",
+        "il lo la gli le un una uno di del della dei delle sono in nel nella con per su sul da dal che al alla non si",
     ),
-    "nl": ("LATIN", "de het een en van in op met is zijn voor aan bij naar uit dat die niet te om over door ook er"),
-    "pl": ("LATIN", "i w we z ze na do od po za przed przy jest są nie się dla oraz przez pod nad jego jej ten ta to"),
-    "sv": ("LATIN", "och en ett den det de i på med av för till från är som vid mot under över sin inte har om"),
-    "tr": ("LATIN", "ve bir bu ile için olan olarak da de gibi daha çok en üzerinde altında var yok ne o şu"),
+    "nl": ("LATIN", "de het een van en in op met is zijn voor aan bij naar uit dat die niet te om over ook er"),
+    "pl": (
+        "LATIN",
+        "we ze na do od po za przed przy jest są nie się dla oraz przez pod nad jego jej ten ta to jak ale",
+    ),
+    "sv": ("LATIN", "och en ett den det de på med av för till från är som vid mot under över sin inte har om"),
+    "tr": ("LATIN", "ve bir bu ile için olan olarak da de gibi daha çok en üzerinde altında var yok ne şu"),
     "id": ("LATIN", "yang dan di ke dari ini itu untuk dengan pada adalah dalam oleh sebuah tidak akan seorang atau"),
     "ru": ("CYRILLIC", "и в во на с со не что это по за из у к от для как его её их над под при до о об он она"),
     "uk": ("CYRILLIC", "і й в у на з із зі не що це по за до від для як його її їх над під при та або він вона"),
@@ -76,7 +84,10 @@ def find(evidence: Evidence, threshold: float) -> Found:
 
 
 def _counted(texts: pa.Array) -> tuple[Ints, Ints]:
-    """Letters (m, scripts) and small words (m, languages) of each text; Han letters of a Japanese one count as kana."""
+    """Letters (m, scripts) and different small words (m, languages) of each text.
+
+    Han letters of a Japanese text count as kana.
+    """
     letters = scripts(texts)
     east = letters[:, _HAN] + letters[:, _KANA]
     japanese = letters[:, _KANA] > KANA_SHARE * east
@@ -86,9 +97,10 @@ def _counted(texts: pa.Array) -> tuple[Ints, Ints]:
     of_text, said = words(texts)
     place = pc.index_in(said, value_set=known)
     hit = np.asarray(pc.is_valid(place))
-    has = languages[np.asarray(pc.drop_null(place))]  # (hits, languages)
-    hits, language = np.nonzero(has)
-    small = np.bincount(of_text[hit][hits] * len(_NAMES) + language, minlength=len(texts) * len(_NAMES))
+    each = np.unique(of_text[hit] * len(known) + np.asarray(pc.drop_null(place)))
+    of_text, word = np.divmod(each, len(known))
+    hits, language = np.nonzero(languages[word])
+    small = np.bincount(of_text[hits] * len(_NAMES) + language, minlength=len(texts) * len(_NAMES))
     return letters, small.reshape(len(texts), len(_NAMES))
 
 
@@ -100,7 +112,11 @@ def _small_words() -> tuple[pa.Array, NDArray[np.bool_]]:
 
 
 def _expected(name: str, captions: StringLists) -> tuple[int, int]:
-    """Script and language (-1: none) that captions should be in: those of `name`, else of most of a sample of them."""
+    """Script and language (-1: none) that captions should be in: those of `name`, else of most of a sample of them.
+
+    A caption tells its language by CLEAR small words, more than any other language has in it; a language is expected
+    where it is that of most captions that tell, and of at least SPOKEN of all in its script.
+    """
     if name:
         named, text = LANGUAGES[name]
         return SCRIPTS.index(named), _NAMES.index(name) if text else -1
@@ -108,10 +124,13 @@ def _expected(name: str, captions: StringLists) -> tuple[int, int]:
     for piece in pieces(captions, every=max(1, len(captions) // SAMPLED)):
         letters, small = _counted(piece.texts)
         votes += np.bincount(letters[letters.any(axis=1)].argmax(axis=1), minlength=len(SCRIPTS))
-        told += small.sum(axis=0, dtype=np.int64)
+        most = small.max(axis=1, keepdims=True)
+        tells = (most[:, 0] >= CLEAR) & ((small == most).sum(axis=1) == 1)
+        told += np.bincount(small[tells].argmax(axis=1), minlength=len(_NAMES))
     script = int(votes.argmax())
     told[[SCRIPTS.index(of) != script for of, _ in LANGUAGES.values()]] = 0
-    return script, int(told.argmax()) if told.max() >= CLEAR else -1
+    spoken = 2 * told.max() > told.sum() and told.max() >= SPOKEN * votes[script]
+    return script, int(told.argmax()) if spoken else -1
 
 
 def _foreign_share(letters: Ints, script: int) -> NDArray[np.float64]:
@@ -138,18 +157,19 @@ wrong_language = Issue(
     name="wrong_language",
     title="Captions in another language",
     explanation=(
-        "The caption is not in the language of the table: that of most captions, or the one named by --expect-"
-        "language. Most of its letters are of another script, or its small words (the, und, les) are another "
-        "language's. Scripts are told by the letters' Unicode names. Languages of one script are told by about 25 "
-        "small words each of English, German, French, Spanish, Portuguese, Italian, Dutch, Polish, Swedish, Turkish,"
-        " Indonesian, Russian and Ukrainian: a caption without a lead of two of them (“red apple”, “pomme rouge”), "
-        "or in any other language, is not told apart. Chinese is told from Japanese by kana only. A name in another "
-        "script is not flagged while it is the lesser part of the letters. Where the model reads the language, keep "
-        "it. Method and thresholds are ours."
+        "The caption is not in the language of the table: that of most captions, or the one named by "
+        "--expect-language. Most of its letters are of another script, or its small words (the, und, les) are another "
+        "language's. Scripts are told by the letters' Unicode names. Languages of one script are told by 20 to 60 "
+        "small words each of English, German, French, Spanish, Portuguese, Italian, Dutch, Polish, Swedish, Turkish, "
+        "Indonesian, Russian and Ukrainian: a caption without a lead of two different ones (“red apple”, “pomme "
+        "rouge”), or in any other language, is not told apart; one with several names of another language may be taken "
+        "for it. Where fewer than 5% of the captions tell a language, only scripts are judged. Chinese is told from "
+        "Japanese by kana only. A name in another script is not flagged while it is the lesser part of the letters. "
+        "Where the model reads the language, keep it. Method and thresholds are ours."
     ),
     score_says=(
-        "share of the letters that are of another script; or, if more, (b - a)/b for a small words of the expected "
-        "language and b, at least a + 2, of the best other one"
+        "share of the letters that are of another script; or, if more, (b - a)/b for a different small words of the "
+        "expected language and b, at least a + 2, of the best other one"
     ),
     threshold=0.5,
     action="review",

@@ -1,7 +1,9 @@
 """What images look like, in a few bytes each: a perceptual hash, the colours of the quarters, how much there is to see.
 
 The hash is pHash's idea (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions"): the signs
-of an image's lowest frequencies against their median. Ours are the 64 lowest but the mean, in the zigzag order of JPEG.
+of an image's lowest frequencies against their median. Ours are the 64 lowest but the mean, in the zigzag order of JPEG,
+and a bit is set only where a frequency stands out above the median: those that a symmetric or blank picture lacks are
+all near it, on this side or that by chance (ours).
 It sees brightness alone, so colours stand beside it (ours): a red and a green square have one hash.
 """
 
@@ -16,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 SIDE = 32  # pixels of the small picture that is looked at
 BITS = 64
 HIGHEST = 10  # frequency
+STANDS_OUT, OF_ALL = 4.0, 0.03  # steps of 255, and of the frequencies' root mean square: JPEG moves them by less (ours)
 BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 
 
@@ -51,15 +54,17 @@ class Looks:
 
 def look(pixels: Tensor) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
     """Hash (b,), colours (b, 12) and spread (b,) of (b, 3, S, S) uint8 on any device. Memory: a float32 copy of it."""
-    small = adaptive_avg_pool2d(pixels.float(), SIDE)  # (b, 3, 32, 32)
+    exact = pixels.float()
+    small = adaptive_avg_pool2d(exact, SIDE)  # (b, 3, 32, 32)
     brightness = torch.tensordot(small, small.new_tensor(BRIGHTNESS), dims=([1], [0]))
     waves = small.new_tensor(_WAVES)
     spectrum = waves @ brightness @ waves.T  # (b, 11, 11)
     lowest = spectrum.flatten(1)[:, torch.from_numpy(_ZIGZAG).to(small.device)]  # (b, 64)
-    bits = lowest > lowest.median(dim=1, keepdim=True).values
+    least = (OF_ALL * lowest.square().mean(dim=1, keepdim=True).sqrt()).clamp(min=STANDS_OUT)
+    bits = lowest > lowest.median(dim=1, keepdim=True).values + least
     hashed = (bits.long() << torch.arange(BITS, device=bits.device)).sum(dim=1)
     colours = adaptive_avg_pool2d(small, 2).flatten(1).round().to(torch.uint8)
-    spread = small.flatten(2).std(dim=2, correction=0).amax(dim=1)
+    spread = exact.flatten(2).std(dim=2, correction=0).amax(dim=1)
     return hashed.cpu().numpy().view(np.uint64), colours.cpu().numpy(), spread.cpu().numpy()
 
 
