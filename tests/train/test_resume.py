@@ -150,19 +150,19 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_says_so(
     assert_same_runs(reference, folder, metrics)
 
 
-def test_a_run_that_is_being_assembled_is_interrupted_at_once(
+def test_a_run_that_is_being_assembled_ends_at_a_signal_as_any_process_does(
     run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assembled: list[bool] = []
+    handlers: list[Any] = []
 
     def assemble(*_: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-        assembled.append(True)
+        handlers.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
+        raise UserError("that is enough")
 
     monkeypatch.setattr("truepair.train.loop.assemble", assemble)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(UserError, match="enough"):
         train(run_config("early"))
-    assert not assembled
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_resuming_a_finished_run_changes_nothing(reference: Path, run_config: Callable[..., RunConfig]) -> None:
