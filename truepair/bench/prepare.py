@@ -14,10 +14,9 @@ from truepair import __version__
 from truepair.bench.cells import Cell, Pairs
 from truepair.bench.digests import of_table
 from truepair.bench.grid import Grid
-from truepair.bench.state import whole
 from truepair.errors import UserError, reason
 from truepair.noise.tables import TRUTH, corrupt_table
-from truepair.pairs.columns import write_parquet
+from truepair.pairs.columns import whole, write_parquet
 from truepair.pairs.corpora.tables import Corpus, join_tables, make_tables
 from truepair.pairs.table import PairTable
 

@@ -9,8 +9,8 @@ from truepair.bench.digests import of_file
 from truepair.bench.grid import Grid
 from truepair.bench.prepare import NoiseList
 from truepair.bench.provenance import now, provenance
-from truepair.bench.state import known, whole, write_json
-from truepair.pairs.columns import Values, write_parquet
+from truepair.bench.state import known, write_json
+from truepair.pairs.columns import Values, whole, write_parquet
 
 WHERE = ("truepair", "commit", "versions", "hardware")  # of what a cell says of its making, the same for many
 REFERENCES = (

@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from truepair.bench.cells import unused
 from truepair.errors import UserError
+from truepair.pairs.columns import whole
 
 Status = Literal["done", "running", "killed", "failed", "open"]
 PARTS = {"cell", "line", "kind", "rate", "seed", "figures", "detection", "cost", "made", "settings"}  # of a result
@@ -154,18 +153,6 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
     with whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write, this process's own, which gets the name `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

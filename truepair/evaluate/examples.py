@@ -1,7 +1,6 @@
 """What a model finds for single images: the captions it holds nearest, and how far up the right one stands."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from truepair.errors import UserError, reason
 from truepair.evaluate.ranks import TIE, Positives
+from truepair.pairs.columns import whole
 
 Integers = npt.NDArray[np.int64]
 
@@ -66,10 +66,9 @@ def retrieved(
 
 def write_retrieved(run: Path, table: Path, found: Sequence[Retrieved]) -> None:
     """Keep them in a run's directory, whole or not at all."""
-    file = run / FILE
-    partial = file.with_name(f".{FILE}.partial-{os.getpid()}")
-    partial.write_text(json.dumps({"table": str(table), "images": [asdict(one) for one in found]}), encoding="utf-8")
-    partial.replace(file)
+    kept = {"table": str(table), "images": [asdict(one) for one in found]}
+    with whole(run / FILE) as partial:
+        partial.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def read_retrieved(run: Path) -> tuple[Path, list[Retrieved]] | None:

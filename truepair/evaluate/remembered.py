@@ -1,9 +1,7 @@
 """What an audit leaves in its folder for the next one: scores that need not be computed again."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from truepair.models.matcher import Matcher
 from truepair.noise import Mixture
 from truepair.noise.issues.base import Found, Issue
 from truepair.noise.issues.looks import Looks
-from truepair.pairs.columns import STREAM_ROWS, write_parquet
+from truepair.pairs.columns import STREAM_ROWS, whole, write_parquet
 from truepair.pairs.table import PairTable
 
 FILE, RECORD = "audit.parquet", "audit.json"
@@ -89,7 +87,7 @@ def id_of(record: dict[str, Any]) -> str:
 def write_columns(file: Path, columns: dict[str, Any], signature: str) -> None:
     """Write an audit's columns, whole or not at all, with the `id` of the record that they belong to."""
     stored = pa.table(columns).replace_schema_metadata({SIGNATURE: signature})
-    with _whole(file) as partial:
+    with whole(file) as partial:
         pq.write_table(stored, partial, row_group_size=STREAM_ROWS)
 
 
@@ -184,19 +182,8 @@ def problems(scores: PairScores, n: int) -> pa.Array:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all. Raises ValueError for a number that is not finite."""
     text = json.dumps(value, allow_nan=False)
-    with _whole(path) as partial:
+    with whole(path) as partial:
         partial.write_text(text + "\n")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write, which gets the name `path` when the block ends well and is removed when it does not."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _record(path: Path) -> dict[str, Any]:

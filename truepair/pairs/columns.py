@@ -183,7 +183,7 @@ def _raw(path: Path, dtype: Any) -> npt.NDArray[Any]:
 def write_parquet(path: Path, columns: dict[str, Values]) -> None:
     """Write columns of equal length as one Parquet file, whole or not at all. (n, d, …) arrays become nested lists."""
     table = pa.table({name: _arrow(values) for name, values in columns.items()})
-    with _partial(path) as partial:
+    with whole(path) as partial:
         pq.write_table(table, partial, **_format(table.schema))
 
 
@@ -200,7 +200,7 @@ def stream_parquet(path: Path, name: str, values: Iterable[Values], rows: int) -
     options = _format(schema)
     size = options.pop("row_group_size")
     written = 0
-    with _partial(path) as partial:
+    with whole(path) as partial:
         with pq.ParquetWriter(partial, schema, **options) as writer:
             for piece in itertools.chain([first], pieces):
                 writer.write_table(pa.table([piece], schema), row_group_size=size)
@@ -210,7 +210,7 @@ def stream_parquet(path: Path, name: str, values: Iterable[Values], rows: int) -
 
 
 @contextmanager
-def _partial(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A file to write, which gets the name `path` when the block ends well and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")

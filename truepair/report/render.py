@@ -1,8 +1,9 @@
 """A page from its template, escaped; and its way to the disk, whole or not at all."""
 
-import os
 from pathlib import Path
 from typing import Any
+
+from truepair.pairs.columns import whole
 
 
 def render(template: str, **values: Any) -> str:
@@ -16,10 +17,5 @@ def render(template: str, **values: Any) -> str:
 
 def write_page(out: Path, page: str) -> None:
     """Write `out`; what cannot be written in UTF-8 becomes a question mark."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
+    with whole(out) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
