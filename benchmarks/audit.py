@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def measured(rows: int, related: int, kind: str, folder: Path) -> list[dict[str,
         has = part if issue.name == "false_negative_group" else evidence
         if issue.lacks(has):
             continue
-        took, found = seconds(lambda issue=issue, has=has: issue.find(has, issue.threshold))
+        took, found = seconds(partial(issue.find, has, issue.threshold))
         n = rows if has is evidence else len(part.features.rows) if part.features else 0
         tell(issue.name, took, n, f"{int((found.score >= issue.threshold).sum()):,} flagged")
     out = folder / "audit"

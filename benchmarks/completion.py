@@ -1,10 +1,11 @@
 """What runs wrote themselves: how well they knew the noisy pairs, how good the captions are, with the truth at hand.
 
-    python benchmarks/completion.py work/cells/nlip-40-0 --test work/emoji/test --sentences sentence-transformers:NAME
+    python benchmarks/completion.py RUN ... --test work/emoji/test --sentences sentence-transformers:NAME
 
-After benchmarks/methods.py. For each run: AUROC of ε when captions were written; doubted pairs, and how many of these
-are noisy; captions kept; of the noisy pairs that got one, how often its meaning is nearer to the true caption than the
-noisy one's (cosine of a sentence encoder), how often it is the very caption; CIDEr-D and BLEU-1 on held-out pictures.
+RUN: of `truepair train --method nlip --completion.start N` on corrupted tables. For each: AUROC of ε when captions were
+written; doubted pairs, and how many of these are noisy; captions kept; of the noisy pairs that got one, how often its
+meaning is nearer to the true caption than the noisy one's (cosine of a sentence encoder), how often it is the very
+caption; CIDEr-D and BLEU-1 on held-out pictures.
 """
 
 import argparse

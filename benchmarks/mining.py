@@ -1,6 +1,6 @@
 """How many false negatives of a batch FFF's conditions find, and how many of those they find are true.
 
-    python benchmarks/mining.py RUN TABLE        # after benchmarks/methods.py: WORK/cells/fff-40-0 WORK/noisy-40-0
+    python benchmarks/mining.py work/cells/fff-shuffle-40-0 work/tables/shuffle-40-0        # of truepair bench
 
 Batches of 512 rows with one random caption each, embedded by the run's model; a pair is true if the image shows the
 concept that the caption names (columns label and caption_from of the emoji corpus). Captions of the same text, which

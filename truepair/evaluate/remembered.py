@@ -21,7 +21,7 @@ from truepair.evaluate.noise import PairScores
 from truepair.models.matcher import Matcher
 from truepair.noise import Mixture
 from truepair.noise.issues.base import Found, Issue
-from truepair.noise.issues.looks import Looks
+from truepair.noise.issues.looks import MEANING, Looks
 from truepair.pairs.columns import STREAM_ROWS, whole, write_parquet
 from truepair.pairs.table import PairTable
 
@@ -41,6 +41,7 @@ def scoring(model: Encoder | Matcher, table: PairTable, scale: float, negatives:
         "captions": content(table.captions()),
         "synthetic": content(table.column(SYNTHETIC)) if synthetic else None,
         "itm": isinstance(model, Matcher),
+        "looks": MEANING,
         "scale": scale,
         "negatives": negatives,
         "seed": seed,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+MEANING = 2  # of what is stored of looks; to be raised where another look at the same pixels would differ
 SIDE = 32  # pixels of the small picture that is looked at
 BITS = 64
 HIGHEST = 10  # frequency
