@@ -14,6 +14,8 @@ from truepair.errors import reason
         (RuntimeError("only a heading:\n"), "only a heading:"),
         (AssertionError(), "AssertionError"),
         (KeyError("method"), "'method'"),
+        (FileNotFoundError(2, "No such file or directory", "run/x.toml"), "No such file or directory: run/x.toml"),
+        (OSError(28, "No space left on device"), "No space left on device"),
         (ValueError("x" * 300), "x" * 200 + " …"),
     ],
 )

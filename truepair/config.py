@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from truepair.errors import UserError
+from truepair.errors import UserError, reason
 
 PLAIN = (bool, int, float, str)
 
@@ -129,7 +129,7 @@ def from_toml(path: str | Path) -> RunConfig:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"configuration {path} cannot be read: {error}") from None
+        raise UserError(f"configuration {path} cannot be read: {reason(error)}") from None
     config: RunConfig = filled(RunConfig, values, str(path))
     return config
 

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import normalize
 
 from truepair.cli import main
-from truepair.cli.audit import _say_issues
+from truepair.cli.audit import _say_issues, _say_scores
 from truepair.errors import UserError
 from truepair.evaluate import features as features_module
 from truepair.evaluate import rerank as rerank_module
@@ -497,6 +497,17 @@ def test_the_command_tells_of_images_of_a_second_table_that_were_not_looked_at(c
     _say_issues(SimpleNamespace(record={"issues": []}, against=[second]))
     said = " ".join(capsys.readouterr().err.split())
     assert "leaked_image: 3 of 5,000 images of coco could not be looked at (unreadable image)" in said
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(0.42, False), (0.40, False), (0.15, True), (0.95, True)])
+def test_a_level_that_is_far_from_the_truth_is_named(capsys, rate, warned):
+    truth = SimpleNamespace(auroc=0.8, average_precision=0.7, rate=rate)
+    known = {"scored": 1000, "expected_noise": 430.0, "skipped": {}, "remembered": False, "recalibrated": None}
+    scores = SimpleNamespace(mixture=SimpleNamespace(degenerate=""))
+    found = {"figures": truth, "itm_figures": None, "agreement": None, "record": {"calibration": None}}
+    _say_scores(SimpleNamespace(**known, **found, scores=scores))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"is_noise says {rate:.0%}, p_noise 43%: trust the order" in said) is warned
 
 
 def test_what_cannot_be_is_refused_before_any_image_is_decoded(sharp_model, troubled, tmp_path, decoded):

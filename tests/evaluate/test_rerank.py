@@ -188,7 +188,8 @@ def test_the_command_prints_both_and_refuses_what_cannot_be(matcher, table, tmp_
     assert ("re-ranking does harm" in said.err) is (wanted.both(1) < plain_result.both(1))
     for argv, told in (
         ([plain, *quick, "--rerank", "3"], "train one: truepair train --method never"),
-        (["open_clip:truepair-test", *quick, "--rerank", "3"], "open_clip:truepair-test has none"),
+        (["open_clip:truepair-test", *quick, "--rerank", "3"], "'open_clip:truepair-test' has no fusion encoder"),
+        (["nosuchrun", *quick, "--rerank", "3"], "'nosuchrun' is no run (no run.toml there)"),
         ([run, *quick, "--rerank", "0"], "--rerank 0 makes no sense"),
         ([run, "--noise", str(table.path), "--rerank", "3"], "give --retrieval TABLE too"),
         ([run, *quick, "--rerank", "3", "--no-itm"], "give --noise TABLE too"),

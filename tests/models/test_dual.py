@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,15 @@ def test_a_saved_model_keeps_its_scale_and_bias_whatever_a_method_would_start_wi
     assert loaded.bias is not None and loaded.bias.item() == -7.5
     for name, tensor in model.clip.state_dict().items():
         assert loaded.clip.state_dict()[name].equal(tensor)
+
+
+def test_whoever_may_read_a_saved_models_configuration_may_read_its_weights(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_local_dir(fresh("truepair-test"), tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
 
 
 def test_weights_without_a_bias_gain_the_one_asked_for_and_keep_it_after_saving(tmp_path: Path) -> None:

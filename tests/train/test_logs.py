@@ -46,6 +46,22 @@ def test_a_resumed_run_keeps_the_lines_of_the_steps_it_stands_on(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_where_there_is_no_terminal_a_line_a_minute_says_how_far_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with RunLog(tmp_path, LogConfig(), steps=2_000, start=500, speaks=True) as log:
+        for step in range(510, 650, 10):
+            now[0] += 15
+            log.advance(step, "epoch 2/4", 1.5, 340.4, 0.01)
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 2/4: step 540 of 2,000 · loss 1.500 · 340 samples/s · 1% data wait · 0:36:30 left",  # 40 steps in 60 s
+        "epoch 2/4: step 580 of 2,000 · loss 1.500 · 340 samples/s · 1% data wait · 0:35:30 left",
+        "epoch 2/4: step 620 of 2,000 · loss 1.500 · 340 samples/s · 1% data wait · 0:34:30 left",
+    ]
+
+
 def test_cutting_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
     cut(tmp_path / "metrics.jsonl", 3)
     assert not list(tmp_path.iterdir())

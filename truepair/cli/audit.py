@@ -10,6 +10,7 @@ from truepair.cli.output import console, counting
 from truepair.cli.settings import Flag, checked_batch_size, checked_workers, found_matcher, loaded_model
 from truepair.errors import UserError
 
+FAR = 0.1  # between the share expected to be mismatched and the true one, from which on the level is not to be trusted
 UNLEARNT = 0.95  # share of the pairs doubted by an ITM that has learnt little: it meets two mismatches a match (ours)
 LONGEST = 90  # characters of a caption
 
@@ -131,6 +132,13 @@ def _say_scores(result: Any) -> None:
             console.print(f"  labels: {sentence}")
     if result.figures:
         console.print(f"against is_noise: AUROC {result.figures.auroc:.3f}, AP {result.figures.average_precision:.3f}")
+        expected = result.expected_noise / result.scored
+        if result.recalibrated is None and abs(expected - result.figures.rate) > FAR:
+            console.print(
+                f"is_noise says {result.figures.rate:.0%}, p_noise {expected:.0%}: trust the order of the pairs, not "
+                "how many there are",
+                style="yellow",
+            )
     if result.itm_figures:
         figures = result.itm_figures
         console.print(f"  of 1 - itm: AUROC {figures.auroc:.3f}, AP {figures.average_precision:.3f}")

@@ -28,7 +28,7 @@ class Eval:
     model: tyro.conf.Positional[str] = ""  # RUN, open_clip:NAME[:TAG], local-dir:DIR; of captions also hf:NAME, or none
     zeroshot: tuple[Path, ...] = ()  # image folders or CLIP_benchmark datasets
     retrieval: tuple[Path, ...] = ()  # pair tables
-    rerank: int | None = None  # so many of the nearest are put in order by the run's fusion encoder, beside the plain
+    rerank: int | None = None  # K: also with the K nearest (more than 10) put in order by the run's fusion encoder
     noise: tuple[Path, ...] = ()  # pair tables with a truth column is_noise
     no_itm: Flag = False  # leave a RUN's fusion encoder out of --noise
     captioning: tuple[Path, ...] = ()  # pair tables; with --candidates also Karpathy's or COCO's JSON
@@ -49,7 +49,7 @@ class Eval:
 
 def evaluate(args: Eval) -> dict[str, Any]:
     from truepair.evaluate import ImageClasses, noise_detection, retrieval, zero_shot
-    from truepair.models.matcher import advice
+    from truepair.models.matcher import lack
     from truepair.pairs.table import PairTable
 
     seen = args.zeroshot or args.retrieval or args.noise
@@ -66,7 +66,7 @@ def evaluate(args: Eval) -> dict[str, Any]:
     asked = args.rerank or (args.noise and not args.no_itm)
     matcher = found_matcher(args.model, args.device, needed=bool(args.rerank)) if asked else None
     if args.rerank and matcher is None:
-        raise UserError(f"--rerank needs a fusion encoder with ITM, {args.model} has none; {advice(args.model)}")
+        raise UserError(f"--rerank: {lack(args.model, 'fusion encoder with ITM')}")
     model: Any = matcher.towers if matcher else loaded_model(args.model, args.device) if seen else None
     how: dict[str, Any] = {"batch_size": checked_batch_size(args.batch_size), "workers": checked_workers(args.workers)}
     results = [zero_shot(model, ImageClasses.open(path), **how).to_json() for path in args.zeroshot]

@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from truepair.pairs.text import tokenize
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT = "truepair-tiny"  # what `--model` means when it is not given: fit for a CPU
-CONFIG = "open_clip_config.json"  # open_clip's name of it, in a folder that it loads a model from
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"  # open_clip's names in a model's folder
 SCALE_BOUND = 100.0  # open_clip and CLIP's code clamp 1/τ here
 UNUSABLE = (  # what open_clip raises on configurations and weights that are missing, broken or of another model
     RuntimeError,
@@ -284,8 +285,9 @@ def save_local_dir(model: DualEncoder, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.clip.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "open_clip_model.safetensors")
+    safetensors.torch.save_file(tensors, folder / WEIGHTS)
     text = {"model_cfg": model.config, "preprocess_cfg": model.preprocess_config()}
     (folder / CONFIG).write_text(json.dumps(text, indent=2) + "\n")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets none but the owner read it
     if isinstance(model.tokenizer, open_clip.tokenizer.HFTokenizer):
         model.tokenizer.save_pretrained(str(folder))

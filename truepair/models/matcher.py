@@ -100,7 +100,7 @@ def open_matcher(run: str | Path, *, device: torch.device | str = "cpu", precisi
     """
     matcher = find_matcher(run, device=device, precision=precision)
     if matcher is None:
-        raise UserError(f"{_called(run)} has no fusion encoder with ITM; {advice(run)}")
+        raise UserError(lack(run, "fusion encoder with ITM"))
     return matcher
 
 
@@ -138,16 +138,20 @@ def open_fusion(run: str | Path) -> Fusion:
     saved = _checkpoint(run)
     fusion = None if saved is None else _fusion_of(saved)
     if fusion is None:
-        raise UserError(f"{_called(run)} has no fusion encoder; {advice(run)}")
+        raise UserError(lack(run, "fusion encoder"))
     return fusion
 
 
-def advice(model: str | Path) -> str:
-    """What to do about a model without fusion encoder: train one, or bring back the file that held it."""
-    folder = _checkpoint(model)
-    if folder is not None and not (folder / STATE).exists():
-        return f"it would be in {folder / STATE}, which is not there: only the towers were kept"
-    return "train one: truepair train --method never"
+def lack(model: str | Path, what: str) -> str:
+    """A sentence about a model without `what`, and what to do: name a run, bring back the file that held it, train."""
+    folder, called = _checkpoint(model), f"model {str(model)!r}"
+    if folder is None and ":" not in str(model):
+        return f"{str(model)!r} is no run (no run.toml there); name a RUN, or local-dir:RUN/checkpoints/step-N"
+    if folder is not None:
+        called, state = f"{'run' if _is_run(model) else 'checkpoint'} {model}", folder / STATE
+        if not state.exists():
+            return f"{called} has no {what}; it would be in {state}, which is not there: only the towers were kept"
+    return f"{called} has no {what}; train one: truepair train --method never"
 
 
 def _checkpoint(model: str | Path) -> Path | None:
@@ -162,14 +166,6 @@ def _is_run(model: str | Path) -> bool:
 
 def _is_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file() and not _is_run(folder)
-
-
-def _called(model: str | Path) -> str:
-    if _is_run(model):
-        return f"run {model}"
-    if _is_checkpoint(model):
-        return f"checkpoint {model}"
-    return f"model {str(model)!r} is no run (no run.toml there) and"
 
 
 def _fusion_of(saved: Path) -> Fusion | None:

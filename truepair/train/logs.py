@@ -25,6 +25,8 @@ from rich.text import Text
 from truepair.config import LogConfig
 from truepair.errors import UserError
 
+PERIOD = 60.0  # seconds between two lines where there is no bar
+
 
 class RunLog:
     """Writer of a run's figures, on rank 0; silent on the others."""
@@ -46,6 +48,7 @@ class RunLog:
             console=self.console,
             disable=not speaks or not self.console.is_terminal,
         )
+        self.steps, self.start = steps, start
         self._task = self.progress.add_task("", total=steps, completed=start, loss=math.nan, rate=0.0, wait=0.0)
         self._sinks = _sinks(run, config) if speaks else []
         if speaks:
@@ -54,6 +57,7 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         self.progress.start()
+        self._began = self._said = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,8 +86,16 @@ class RunLog:
         return {}
 
     def advance(self, step: int, description: str, loss: float, rate: float, wait: float) -> None:
-        """Move the bar."""
+        """Move the bar; where there is no terminal to draw one on, say where the run is once a minute."""
         self.progress.update(self._task, completed=step, description=description, loss=loss, rate=rate, wait=wait)
+        now = time.perf_counter()
+        if self.progress.disable and now - self._said >= PERIOD:
+            seconds = (self.steps - step) * (now - self._began) / max(1, step - self.start)
+            self.say(
+                f"{description}: step {step:,} of {self.steps:,} · loss {loss:.3f} · {rate:,.0f} samples/s · "
+                f"{wait:.0%} data wait · {timedelta(seconds=round(seconds))} left"
+            )
+            self._said = now
 
     def say(self, text: str, style: str = "") -> None:
         """A line above the bar."""
@@ -177,7 +189,7 @@ class Pace:
     The first call is about those that were done before, by another process: they tell nothing of the pace.
     """
 
-    def __init__(self, say: Callable[[str], None], total: int, seconds: float = 60.0) -> None:
+    def __init__(self, say: Callable[[str], None], total: int, seconds: float = PERIOD) -> None:
         self.say, self.total, self.seconds = say, total, seconds
         self.before = self.done = 0
         self.started = self.said = math.nan

@@ -104,7 +104,7 @@ def _build(
             log.info("rendering %d emoji of %s", len(drawings), style.name)
             pictures = dict(zip(drawings, spread(partial(draw, size=size), drawings.values()), strict=True))
             reasons = {i: picture for i, picture in pictures.items() if isinstance(picture, str)}
-            reasons |= {i: f"the very drawing of {concepts[twin].captions[0]!r}" for i, twin in shared.items()}
+            reasons |= {i: f"the very drawing of another: {concepts[twin].captions[0]!r}" for i, twin in shared.items()}
             skipped += [Skipped(f"{style.name}-{concepts[i].code}", reasons[i]) for i in sorted(reasons)]
             drawn[style.name] = {i: picture for i, picture in pictures.items() if isinstance(picture, bytes)}
             pairs = len(drawn[style.name])
