@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -247,3 +248,19 @@ def test_an_interrupted_verb_ends_with_130(capsys: pytest.CaptureFixture[str], m
         main(["export", "run", "--out", "model", "--json"])
     assert ended.value.code == 130
     assert json.loads(capsys.readouterr().out) == {"interrupted": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_threads_sleep_soon_while_they_wait_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, said: dict[str, str], spins: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is undone
+        monkeypatch.delenv(name)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -1,6 +1,7 @@
 """Which verbs there are, and what the command does with one: parse its flags, call it, say what came of it."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,8 +38,13 @@ VERBS: dict[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
 }
 
 
+SPINS = "1000"  # turns for which a thread of torch's waits busily, then it sleeps (benchmarks/threads.py)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb. Exit 0: done; 2: bad usage or input, said in one line; 130: interrupted, with everything saved."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS  # before torch is loaded; else its threads hold cores that others need
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
