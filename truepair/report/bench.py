@@ -135,8 +135,8 @@ def _figures(results: Results) -> list[Figure]:
         series = _series(methods_and_oracle, columns, kind, _numbers(results))
         chart = curves(series, f"{title} against the rate of {kind} noise", level=clean, level_says=CLEAN)
         text = (
-            "Rate of noise in percent of the pairs; bars: standard deviation of the seeds. The dashed line without points: "
-            "the oracle filter."
+            "Rate of noise in percent of the pairs; bars: standard deviation of the seeds. The dashed line "
+            "without points: the oracle filter."
         )
         figures.append(Figure(f"{title}, captions: {kind}", chart, text))
     points = _clean_and_noisy(found, columns)
