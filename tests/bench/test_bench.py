@@ -176,7 +176,7 @@ def test_tables_are_made_when_their_turn_has_come_and_the_limit_counts_from_the_
     assert outcome.late and not machine.started and results["open"] == ["clip-plain-0"], "preparing took the time"
 
 
-def test_a_running_cell_is_listed_as_running_and_as_killed_when_nobody_is_there(
+def test_a_running_cell_is_listed_as_running_and_as_stopped_when_nobody_is_there(
     pretended: Callable[..., Any], machine: Any, tmp_path: Path, grid: Any
 ) -> None:
     def status() -> str:
@@ -190,7 +190,7 @@ def test_a_running_cell_is_listed_as_running_and_as_killed_when_nobody_is_there(
     files = CellFiles(tmp_path / "work" / "cells", "clip-plain-0")
     files.result.unlink()
     files.save(Progress({}, status="running"))
-    assert status() == "killed"
+    assert status() == "stopped"
 
 
 def test_sigterm_while_the_corpus_is_made_ends_as_ctrl_c_does(

@@ -104,7 +104,7 @@ def test_a_signal_lets_the_cells_save_and_the_same_call_resumes_them(
     assert outcome.stopped and signal.getsignal(number) is before
     assert [child.told for child in machine.started if child.told] == [["stop"]] * 2
     begun = set(machine.cells)
-    assert {task.files.status() for task in tasks if task.cell.name in begun - set(outcome.done)} == {"killed"}
+    assert {task.files.status() for task in tasks if task.cell.name in begun - set(outcome.done)} == {"stopped"}
 
     machine.on_poll, machine.started = None, []
     left = [task for task in tasks if task.files.status() != "done"]
@@ -137,7 +137,7 @@ def test_when_the_time_is_up_what_runs_is_saved_and_nothing_new_begins(tasks: li
     outcome = run(tasks, machine, limit_s=60.0, clock=lambda: now[-1])
     assert outcome.late and not outcome.stopped and not outcome.failed
     assert outcome.done == [task.cell.name for task in tasks[:2]] and len(machine.started) == 3
-    assert machine.started[-1].told == ["stop"] and tasks[2].files.status() == "killed"
+    assert machine.started[-1].told == ["stop"] and tasks[2].files.status() == "stopped"
 
 
 def test_a_run_that_somebody_else_kills_is_told_and_can_go_on(tasks: list[Task], machine: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_run_that_somebody_else_kills_is_told_and_can_go_on(tasks: list[Task],
     outcome = run(tasks[:2], machine)
     assert outcome.done == ["clip-shuffle-40-0"]
     assert outcome.failed == {"clip-plain-0": "train: killed by others (exit -9)"}
-    assert tasks[0].files.status() == "killed"
+    assert tasks[0].files.status() == "stopped"
 
 
 def test_what_a_run_does_not_measure_itself_is_measured_after_it(grid: Grid, tmp_path: Path, machine: Any) -> None:

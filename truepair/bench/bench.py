@@ -110,7 +110,7 @@ def listed(grid: Grid, out: Path, cells: Sequence[Cell], jobs: int) -> tuple[lis
             took[cell.name] = result["cost"]["seconds"]
             found.append(Listed(cell.name, "done", took[cell.name]))
         elif progress:
-            status = "killed" if progress.status == "running" and not at_work else progress.status
+            status = "stopped" if progress.status == "running" and not at_work else progress.status
             found.append(Listed(cell.name, status, progress.seconds, progress.said))
         else:
             found.append(Listed(cell.name, "open", 0.0))
@@ -179,7 +179,7 @@ def _nobody_runs(cells: Sequence[Cell], out: Path) -> None:
         files = CellFiles(out / "cells", cell.name)
         progress = files.load_progress()
         if progress and progress.status == "running":
-            progress.status = "killed"
+            progress.status = "stopped"
             files.save(progress)
 
 

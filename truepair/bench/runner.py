@@ -164,7 +164,7 @@ def _goes_on(one: Running, code: int, means: Means, asked: bool) -> bool:
     progress, files = one.progress, one.task.files
     name = next(iter(one.commands))
     progress.seconds += means.clock() - one.began
-    progress.status = "killed"
+    progress.status = "stopped"
     if code == 0:
         if printed := _last_object(files):
             progress.printed[name] = printed

@@ -11,7 +11,7 @@ from truepair.bench.cells import unused
 from truepair.errors import UserError
 from truepair.pairs.columns import whole
 
-Status = Literal["done", "running", "killed", "failed", "open"]
+Status = Literal["done", "running", "stopped", "failed", "open"]
 PARTS = {"cell", "line", "kind", "rate", "seed", "figures", "detection", "cost", "made", "settings"}  # of a result
 
 
@@ -23,7 +23,7 @@ class Progress:
     seconds: float = 0.0
     attempts: int = 0
     printed: dict[str, Any] = field(default_factory=dict)  # by command
-    status: Status = "killed"  # "running" where somebody is at work, or was when all was killed outright
+    status: Status = "stopped"  # "running" where somebody is at work, or was when all was killed outright
     said: str = ""
     commits: list[str] = field(default_factory=list)  # at its beginnings and ends, each once
     calls: list[str] = field(default_factory=list)  # commands of the benches that had it at work, each once
