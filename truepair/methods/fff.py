@@ -15,7 +15,7 @@ from truepair.models.twin import Twin
 from truepair.pairs.columns import StringLists
 from truepair.pairs.table import PairTable
 
-SAMPLE = 1 << 16  # pairs whose similarities estimate a quantile, each step (ours)
+SAMPLE = 256  # pairs, each with each other: those whose similarities estimate a quantile, each step (ours)
 KEEP = 0.9  # of its former value that a running quantile keeps (ours)
 SUSPICIOUS = 0.05  # share of all other pairs, found similar enough, that is no mining any more (METHODS.md §3)
 GAP = 0.05  # cosine: own captions must be so much more similar than others', or nothing can be mined (ours)
@@ -181,12 +181,12 @@ class Fff(Method):
         wanted = torch.tensor([getattr(self.options, name) for name in NUMBERS], device=x.device)
         if len(x) < 2:
             return wanted
-        drawn = torch.Generator().manual_seed(0)  # the same places of every batch, on every rank
-        i = torch.randint(len(x), (SAMPLE,), generator=drawn).to(x.device)
-        j = (i + torch.randint(1, len(x), (SAMPLE,), generator=drawn).to(x.device)) % len(x)
-        k = len(t) // len(x)
-        caption = j * k + torch.randint(k, (SAMPLE,), generator=drawn).to(x.device)
-        it, ii, tt = (torch.linalg.vecdot(a, b) for a, b in ((x[i], t[caption]), (x[i], x[j]), (mean_t[i], mean_t[j])))
+        few = torch.arange(min(SAMPLE, len(x)), device=x.device)
+        at, k = few * len(x) // len(few), len(t) // len(x)  # pairs of all ranks, the same on every rank
+        caption = at * k + few % k  # each of the K of as many pairs
+        different = ~torch.eye(len(at), dtype=torch.bool, device=x.device)
+        x, mean_t = x[at], mean_t[at]
+        it, ii, tt = ((a @ b.T)[different] for a, b in ((x, t[caption]), (x, x), (mean_t, mean_t)))
         now = torch.stack(
             [sample.float().quantile(q.clamp(0, 1)) for sample, q in zip((it, it, ii, tt, it), wanted, strict=True)]
         )
