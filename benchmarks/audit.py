@@ -1,4 +1,4 @@
-"""Processor seconds and peak memory of an audit after its pass over the images: each issue's search, the files, the page.
+"""CPU seconds and peak memory of an audit after its pass over the images: each issue's search, the files, the page.
 
 Rows are invented, scores and looks drawn at random; only the 64 pictures that stand for all of them are real. `apart`:
 one row in twenty is a copy, all others look different. `crowded`: half of the rows look like one of a hundred

@@ -105,7 +105,9 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
     empty.mkdir()
     with tarfile.open(tmp_path / "nothing.tar", "w"):
         pass
-    assert "no verb" in refused(capsys, "paint")
+    assert "no verb 'paint'; verbs are" in refused(capsys, "paint")
+    assert "perhaps audit was meant" in refused(capsys, "audti", train)
+    assert f"it holds some: {scenes / 'test'}, {train}" in refused(capsys, "train", "--data", str(scenes), *out)
     assert "no such source" in refused(capsys, "index", str(tmp_path / "absent"), *out)
     assert str(empty) in refused(capsys, "index", str(empty), *out)
     assert "no usable pair" in refused(capsys, "index", str(tmp_path / "nothing.tar"), *out)
@@ -121,6 +123,12 @@ def test_wrong_input_costs_one_clear_line(scenes: Path, tmp_path: Path, capsys: 
     assert "say what to evaluate" in refused(capsys, "eval", "open_clip:truepair-test")
     assert "rate" in refused(capsys, "corrupt", train, "--rate", "1.5", *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_has_enough_ends_the_command_without_a_word(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m truepair train --help | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ, check=True)
+    assert len(done.stdout) == 10 and not done.stderr
 
 
 def _without_shards(scenes: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from truepair.bench.children import Child, places
+from truepair.bench.children import Child, asked_threads, places
 from truepair.errors import UserError
 
 
@@ -22,8 +22,18 @@ def test_a_place_is_a_gpu_or_a_share_of_the_cores() -> None:
         assert share.workers == 2
     assert places(4, "auto", [], 2)[0].environment["OMP_NUM_THREADS"] == "1"
     assert places(2, "auto", [], 2)[0].workers == 0, "a decoding process would take the core from the training"
+    assert places(1, "auto", [], 8, most=2)[0].environment["OMP_NUM_THREADS"] == "2"
+    assert places(4, "auto", [], 8, most=16)[0].environment["OMP_NUM_THREADS"] == "2"
     with pytest.raises(UserError, match="--jobs -1"):
         places(-1, "auto", [], 2)
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, 0), ("3", 3), ("", 0), ("2,1", 0), ("-1", 0)])
+def test_the_user_may_limit_the_threads_of_a_cell(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert asked_threads() == threads
 
 
 def test_a_process_tells_how_it_ended_and_what_it_said(tmp_path: Path) -> None:

@@ -510,6 +510,14 @@ def test_a_level_that_is_far_from_the_truth_is_named(capsys, rate, warned):
     assert (f"is_noise says {rate:.0%}, p_noise 43%: trust the order" in said) is warned
 
 
+@pytest.mark.parametrize(("flagged", "warned"), [(500, False), (501, True), (1000, True)])
+def test_pairs_that_describe_each_other_everywhere_are_the_models_fault(capsys, flagged, warned):
+    issue = {"name": "false_negative_group", "flagged": flagged, "judged": 1000, "action": "keep", "skipped": None}
+    _say_issues(SimpleNamespace(record={"issues": [issue]}, against=[]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("the model tells too little apart" in said) is warned
+
+
 def test_what_cannot_be_is_refused_before_any_image_is_decoded(sharp_model, troubled, tmp_path, decoded):
     table = troubled[0]
     (tmp_path / "file").write_text("")
@@ -547,6 +555,8 @@ def test_chosen_labels_are_no_noise_rate_unless_somebody_vouches_for_their_chanc
     mixed = np.union1d(drawn, worst)
     of_sample = calibrated(p_noise, Labels(mixed, noisy[mixed], none)).told
     assert of_sample["labelled"] == 200 and of_sample["told"][0].startswith("100 labels outside the drawn sample")
+    few = calibrated(p_noise, Labels(drawn[:49], noisy[drawn[:49]], none)).told["told"]
+    assert few == ["only 49 count: too few to choose a keep list by; label 50 at least, better 200"]
     with pytest.raises(UserError, match="no pair with a p_noise"):
         calibrated(
             np.append(p_noise, np.float32(np.nan)), Labels(np.array([5000]), np.array([True]), none), random=True

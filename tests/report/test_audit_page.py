@@ -7,6 +7,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from truepair.report.audit.keeping import tally
 from truepair.report.audit.page import PAGE_BYTES
 from truepair.report.audit.record import read_audit
 from truepair.report.audit.samples import borderline_rows, samples_of, worst_rows
+from truepair.report.audit.words import result
 
 ROWS = 400
 NOISY = np.arange(ROWS) % 5 == 0
@@ -215,6 +217,15 @@ def test_the_page_says_how_many_pairs_are_mismatched(audited, page) -> None:
     first = found["p"][:300][np.isfinite(found["p"][:300])]
     assert "By shard" in text and f"a.tar 299 {(first >= 0.5).sum()} {100 * first.mean():.1f} %" in text
     assert "no second table was given (--against TABLE)" in text
+
+
+@pytest.mark.parametrize(
+    ("noisy", "said"), [(5, "and it is far off"), (2, "it can be far off"), (None, "it can be far off")]
+)
+def test_how_far_to_trust_the_level_is_said(noisy: int | None, said: str) -> None:
+    truth = None if noisy is None else np.arange(10) < noisy
+    record = SimpleNamespace(p_noise=np.full(10, 0.15), truth=truth, about={}, mixture=None)
+    assert said in result(record).sure and "trust the order of the pairs" in result(record).sure
 
 
 def test_labels_give_an_interval_and_the_recalibrated_scale(audited, page) -> None:

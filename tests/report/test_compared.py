@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from truepair.report.changed import changed
 from truepair.report.found import SHOWN, searches
 from truepair.report.multiples import mixtures
 from truepair.report.record import read_run
+from truepair.report.summary import lead
 
 
 @pytest.fixture
@@ -116,3 +119,12 @@ def test_the_command_writes_one_page_of_several_runs(
     assert ended.value.code == 0
     assert json.loads(capsys.readouterr().out)["page"] == str(tmp_path / "both.html")
     assert "clip, gate" in (tmp_path / "both.html").read_text()
+
+
+def test_runs_on_other_pairs_are_told_apart_at_once() -> None:
+    def record(rows: int) -> Any:
+        losses = SimpleNamespace(rows=np.arange(rows), truth=None)
+        return SimpleNamespace(config=SimpleNamespace(data="work/noisy"), losses=losses)
+
+    assert "not on the same pairs" not in lead([record(600), record(600)])
+    assert "the pair table noisy (not on the same pairs: 600, 1,380)." in lead([record(600), record(1380)])

@@ -19,6 +19,7 @@ from truepair.methods.base import Loss, Method
 from truepair.methods.gate import Gate
 from truepair.pairs.subset import write_subset
 from truepair.pairs.table import PairTable
+from truepair.report import run_report
 from truepair.train import train
 
 Make = Callable[..., RunConfig]
@@ -119,6 +120,19 @@ def test_a_loss_or_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(
     last = json.loads(lines[-1])
     assert saved and int(saved[-1].name[5:]) == last["step"] - 1 >= 8
     assert last["grad_norm"] is None and (last["loss"] is None) == (place == "loss")
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(1, False), (2, True), (3, True)])
+def test_a_noise_model_that_comes_too_late_to_act_is_said(
+    run_config: Make, capsys: pytest.CaptureFixture[str], warmup: int, warned: bool
+) -> None:
+    config = run_config(epochs=2)
+    config.noise.warmup_epochs = warmup
+    train(config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"first fitted after epoch {warmup} (--noise.warmup-epochs), and this run ends after 2" in said) is warned
+    page = run_report([Path(config.out)], Path(config.out) / "report.html").read_text()
+    assert ("No noise model was fitted" in page) is (warmup == 3)
 
 
 def test_trouble_is_said_once_in_the_terminal(run_config: Make, capsys: pytest.CaptureFixture[str]) -> None:

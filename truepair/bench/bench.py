@@ -11,7 +11,7 @@ from rich.console import Console
 
 from truepair.bench.cells import Cell, Pairs, cells_of, commands, config_of, defaults_of, measured, settings_of
 from truepair.bench.checks import check_methods
-from truepair.bench.children import Child, Place, Start, places, usable_cores, visible_gpus
+from truepair.bench.children import Child, Place, Start, asked_threads, places, usable_cores, visible_gpus
 from truepair.bench.estimate import Screen, said, seconds_left
 from truepair.bench.finished import Data, Results, agree, failed_and_open, finished
 from truepair.bench.grid import Grid
@@ -62,7 +62,7 @@ def run_bench(
         raise UserError(f"--limit-minutes {limit_minutes:g} makes no sense; 0 sets no limit")
     device = str(grid.train.get("device", "auto"))
     gpus = visible_gpus() if device in ("auto", "cuda") else []
-    shares = places(jobs or max(1, len(gpus)), device, gpus, usable_cores())
+    shares = places(jobs or max(1, len(gpus)), device, gpus, usable_cores(), asked_threads())
     check_methods(grid)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out) as lock:

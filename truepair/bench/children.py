@@ -71,14 +71,15 @@ class Child:
         self._process.kill()
 
 
-def places(jobs: int, device: str, gpus: Sequence[str], cores: int) -> list[Place]:
+def places(jobs: int, device: str, gpus: Sequence[str], cores: int, most: int = 0) -> list[Place]:
     """`jobs` shares of the machine: a GPU each, in turn where there are fewer, or cores / jobs threads each.
 
-    device: what the runs ask for. gpus: names for CUDA_VISIBLE_DEVICES. Raises UserError if jobs is under 1.
+    device: what the runs ask for. gpus: names for CUDA_VISIBLE_DEVICES. most: threads of a share at most; 0: no limit.
+    Raises UserError if jobs is under 1.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs} makes no sense; 1 runs one cell after another")
-    threads = max(1, cores // jobs)
+    threads = max(1, min(cores // jobs, most or cores))
     if gpus and device in ("auto", "cuda"):
         workers = max(1, min(8, threads - 1))
         names = [gpus[number % len(gpus)] for number in range(jobs)]
@@ -98,6 +99,12 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [name.strip() for name in named.split(",") if name.strip()][:count] or [str(n) for n in range(count)]
+
+
+def asked_threads() -> int:
+    """Threads that the user lets a process have (OMP_NUM_THREADS), 0 where nothing, or no number, is said."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def usable_cores() -> int:

@@ -10,7 +10,6 @@ from truepair.cli.output import console, counting
 from truepair.cli.settings import Flag, checked_batch_size, checked_workers, found_matcher, loaded_model
 from truepair.errors import UserError
 
-FAR = 0.1  # between the share expected to be mismatched and the true one, from which on the level is not to be trusted
 UNLEARNT = 0.95  # share of the pairs doubted by an ITM that has learnt little: it meets two mismatches a match (ours)
 LONGEST = 90  # characters of a caption
 
@@ -114,7 +113,10 @@ def audit(args: Audit) -> dict[str, Any]:
 
 
 def _say_scores(result: Any) -> None:
-    again = " (scores of the last audit)" if result.remembered else ""
+    from truepair.noise import far_off
+
+    again = " by the model alone" if result.recalibrated is not None else ""
+    again += " (scores of the last audit)" if result.remembered else ""
     console.print(
         f"{result.scored:,} pairs scored, of which {result.expected_noise:,.0f} are expected to be mismatched{again}"
     )
@@ -133,7 +135,7 @@ def _say_scores(result: Any) -> None:
     if result.figures:
         console.print(f"against is_noise: AUROC {result.figures.auroc:.3f}, AP {result.figures.average_precision:.3f}")
         expected = result.expected_noise / result.scored
-        if result.recalibrated is None and abs(expected - result.figures.rate) > FAR:
+        if result.recalibrated is None and far_off(expected, result.figures.rate):
             console.print(
                 f"is_noise says {result.figures.rate:.0%}, p_noise {expected:.0%}: trust the order of the pairs, not "
                 "how many there are",
@@ -161,6 +163,8 @@ def _say_issues(result: Any) -> None:
     """A line an issue: how many rows have it of how many judged, and what to do; or why it was not looked for."""
     from rich.table import Table
 
+    from truepair.noise.issues.false_negatives import EVERYWHERE, false_negative_group, found_everywhere
+
     shown = Table(box=None, pad_edge=False)
     for name, justify in (("issue", "left"), ("flagged", "right"), ("judged", "right"), ("action", "left")):
         shown.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -171,6 +175,8 @@ def _say_issues(result: Any) -> None:
     for issue in result.record["issues"]:
         if issue["skipped"] is not None:
             console.print(f"  {issue['name']} was not looked for: {issue['skipped']}")
+        elif issue["name"] == false_negative_group.name and found_everywhere(issue["flagged"], issue["judged"]):
+            console.print(f"  {issue['name']}: {EVERYWHERE}", style="yellow")
     for second in result.against:
         for reason, count in second["unseen"].items():
             console.print(
@@ -182,16 +188,17 @@ def _say_issues(result: Any) -> None:
 
 def _say_worst(result: Any, table: Any, count: int) -> None:
     captions = table.captions()
+    certain = result.scores.p_noise if result.recalibrated is None else result.recalibrated
     for row in result.worst(count):
         texts = " | ".join(text[:LONGEST] for text in captions[row][:LONGEST])[:LONGEST]
-        p_noise, cosine = result.scores.p_noise[row], result.scores.cosine[row]
+        p_noise, cosine = certain[row], result.scores.cosine[row]
         itm = "" if result.scores.itm is None else f"  itm {result.scores.itm[row]:.2f}"
         console.print(f"  p {p_noise:.2f}  cos {cosine:+.3f}{itm}  row {row}  {texts!r}")
 
 
 def _next(args: Audit, told: dict[str, Any]) -> str:
     """What to do now, in one line."""
-    kept = f"{told['kept']:,} of {told['n']:,} rows"
+    kept = f"{told['kept']:,} of {told['n']:,} rows (p_noise below {args.threshold:g})"
     if not told["kept"]:
         return f"next: no row has a p_noise below {args.threshold} and no flag that leaves it out; raise --threshold"
     train = f"truepair train --data {args.table} --keep {args.out / 'keep.parquet'} …"

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from truepair.cli.audit import Audit, audit
@@ -62,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             finish(result, args.json)
             sys.exit(130 if result.get("interrupted") else 0)
         else:
-            raise UserError(f"no verb {verb!r}; verbs are {', '.join(VERBS)}")
+            meant = "".join(f"; perhaps {name} was meant" for name in get_close_matches(verb, VERBS, n=1, cutoff=0.7))
+            raise UserError(f"no verb {verb!r}{meant}; verbs are {', '.join(VERBS)}")
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:  # whoever read the output has enough (truepair train --help | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # a full disk, a folder that may not be written, a file where a folder should be
         kept = "; what was saved before is whole" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ""
         fail(f"{error.strerror or error}: {error.filename or 'while writing'}{kept}")

@@ -15,6 +15,7 @@ from truepair.pairs.table import PairTable
 
 TO_LABEL = 200  # rows
 POINTS = 101  # of the curve that is told
+FEW = 50  # labels that tell a clean table from a bad one; fewer decide nothing (docs/calibration.md)
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -62,6 +63,9 @@ def calibrated(p_noise: Floats, labels: Labels, *, random: bool = False) -> Cali
             "sample; if the labelled pairs are a uniform random sample of the table, say so with --labels-random"
         )
     weighed = p_noise[used.rows], used.noisy, sample_weight(stratum, used)
+    if len(used.rows) < FEW:
+        few = f"only {len(used.rows)} count: too few to choose a keep list by; label {FEW} at least, better 200"
+        used = replace(used, told=(*used.told, few))
     curve, gained, rate = recalibrate(*weighed), gain(*weighed), noise_rate(stratum, used)
     points = np.linspace(0, 1, POINTS)
     told = {

@@ -6,6 +6,7 @@ from truepair.noise.binned import histogram as histogram
 from truepair.noise.calibration import DetectionFigures as DetectionFigures
 from truepair.noise.calibration import Reliability as Reliability
 from truepair.noise.calibration import detection as detection
+from truepair.noise.calibration import far_off as far_off
 from truepair.noise.calibration import reliability as reliability
 from truepair.noise.injection import KINDS as KINDS
 from truepair.noise.injection import Corruption as Corruption

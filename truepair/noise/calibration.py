@@ -17,6 +17,13 @@ from truepair.errors import UserError
 
 Vector = NDArray[np.float64]
 
+FAR = 0.1  # between the share expected to be mismatched and the true one, from which on the level is not to be trusted
+
+
+def far_off(expected: float, true: float) -> bool:
+    """Whether p_noise, whose mean is `expected`, tells wrongly how many pairs are mismatched; both are shares."""
+    return abs(expected - true) > FAR
+
 
 @dataclass(frozen=True)
 class DetectionFigures:

@@ -65,7 +65,9 @@ class PairTable:
             meta = json.loads((path / "table.json").read_text())
             sources = [Source(**source) for source in meta["sources"]]
         except (FileNotFoundError, NotADirectoryError):
+            inside = sorted(file.parent.name for file in path.glob("*/table.json"))
             hint = "make one with: truepair index SOURCE --out TABLE"
+            hint = f"it holds some: {', '.join(str(path / name) for name in inside[:5])}" if inside else hint
             raise UserError(f"{path} is not a pair table (no table.json); {hint}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path / 'table.json'} cannot be read: {error!r}") from None

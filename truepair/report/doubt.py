@@ -27,10 +27,12 @@ class Doubt:
 def doubt(record: RunRecord, label: str, number: int, worst: int) -> Doubt:
     """What `record` says of its pairs, the `worst` most doubted ones shown."""
     losses = record.losses
-    unfitted = (
-        "No noise model has been fitted yet: the first fit comes after "
-        f"{record.config.noise.warmup_epochs} epochs (noise.warmup_epochs)."
-    )
+    warmup, epochs = record.config.noise.warmup_epochs, record.config.epochs
+    unfitted = f"the first fit comes after {warmup} epochs (noise.warmup_epochs)"
+    if warmup > epochs:
+        unfitted = f"No noise model was fitted: {unfitted}, and the run has {epochs}."
+    else:
+        unfitted = f"No noise model has been fitted yet: {unfitted}."
     if losses is None or not len(losses.rows):
         kept = record.fits or record.splits
         reason = "The losses of the pairs were not kept in this run's directory." if kept else unfitted

@@ -26,6 +26,9 @@ def lead(records: Sequence[RunRecord]) -> str:
     data = dict.fromkeys(Path(record.config.data).name for record in records)
     many = "Each run" if len(records) > 1 else "This run"
     where = f"{many} trained on the pair table {' or '.join(data)}"
+    pairs = [len(record.losses.rows) for record in records if record.losses is not None]
+    if len(set(pairs)) > 1:
+        where += f" (not on the same pairs: {', '.join(f'{count:,}' for count in pairs)})"
     rates = {
         float(record.losses.truth.mean()) for record in records if record.losses and record.losses.truth is not None
     }

@@ -67,9 +67,9 @@ class _PlainAttention(torch.autocast):
     bf16 on a CPU as torch's flash attention there (benchmarks/attention.py)."""
 
     def __enter__(self) -> Any:
-        self._flash = torch.backends.cuda.flash_sdp_enabled()  # the switch of all devices
+        self._flash: bool = torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call] # of all devices
         torch.backends.cuda.enable_flash_sdp(False)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *ended: Any) -> Any:
         torch.backends.cuda.enable_flash_sdp(self._flash)

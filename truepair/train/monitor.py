@@ -76,6 +76,13 @@ class Monitor:
                 "more, or --pairs.completion sample",
                 style="yellow",
             )
+        if config.noise.warmup_epochs >= config.epochs:
+            self.log.say(
+                f"warning: the noise model is first fitted after epoch {config.noise.warmup_epochs} "
+                f"(--noise.warmup-epochs), and this run ends after {config.epochs}: a method that goes by p_noise "
+                "(gate, nlip) does here what clip does",
+                style="yellow",
+            )
         if job.without_caption:
             self.log.say(f"left out {job.without_caption:,} pairs that have no caption", style="yellow")
         return self

@@ -27,7 +27,7 @@ broken_image = Issue(
     title="Broken or blank images",
     explanation=(
         "The image cannot be decoded (damaged, or so large that it may be a decompression bomb: the column "
-        "`problem` says which), or there is nothing to see: its pixels hardly vary, one side is at least 10 times the "
+        "“problem” says which), or there is nothing to see: its pixels hardly vary, one side is at least 10 times the "
         "other, or the shorter side has 16 pixels or fewer. Blankness is judged by what the model sees (the centre, "
         "where the model cuts), sides by the whole image. All limits are ours and mild: DataComp's basic filter (arXiv "
         "2304.14108) keeps images of at least 200 pixels and of an aspect ratio below 3."

@@ -165,6 +165,16 @@ def _sliced(label: Ints) -> Ints:
     return cut
 
 
+def found_everywhere(flagged: int, judged: int) -> bool:
+    """Whether so many of the judged pairs belong together that the model, not the table, must be the reason."""
+    return 2 * flagged > judged
+
+
+EVERYWHERE = (
+    "most pairs seem to describe each other, which says that the model tells too little apart to judge this; audit "
+    "with a better one before you act on it"
+)
+
 false_negative_group = Issue(
     name="false_negative_group",
     title="Pairs that describe each other",

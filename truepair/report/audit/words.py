@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from truepair.noise import far_off
 from truepair.report.audit.keeping import Ledger
 from truepair.report.audit.record import MISMATCHED_PAIR, AuditRecord
 
@@ -51,7 +52,9 @@ def result(record: AuditRecord) -> Result:
         return Result(math.nan, scored, math.nan, sure, real)
     expected = float(record.p_noise[known].sum(dtype=np.float64))
     labels = record.about.get("to_label") or {}
-    sure = "This is the model's own estimate."
+    sure = "This is the model's own estimate; it can be far off: trust the order of the pairs before their number."
+    if record.truth is not None and far_off(expected / scored, float(record.truth[known].mean())):
+        sure = "This is the model's own estimate, and it is far off: trust the order of the pairs, not their number."
     if drawn := len(labels.get("rows") or []):
         sure += f" Label the {drawn:,} pairs drawn for it, and it gets a confidence interval."
     return Result(expected, scored, expected / scored, sure, real)
