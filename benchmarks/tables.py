@@ -1,16 +1,17 @@
-"""Writes the tables of README.md and docs/choose.md from results.json files of `truepair bench`, never by hand.
+"""Writes the tables of README.md, docs and dated pages from results.json files of `truepair bench`, never by hand.
 
     python benchmarks/tables.py            # writes them
     python benchmarks/tables.py --check    # exit 1, naming the place, if a table is not what its file says
 
 A table stands between two comments, and whatever is between them is replaced:
 
-    <!-- truepair bench: benchmarks/results/2026-11-23-emoji-cpu.json score rates=0,0.4 rows="clip;gate" -->
+    <!-- truepair bench: benchmarks/results/emoji-cpu/results.json score rates=0,0.4 rows="clip;gate" -->
     <!-- end -->
 
 First the file, from the repository's root; then what: `score` (the grid's own figure) or another figure by name (top5,
-text_to_image_r1, ...), `detection` or `cost`. Scores take rates=0,0.4 and rows="clip;never, no split", which leave all
-others out. A table without what was asked for is an error, and so is a page of PAGES_WITH_TABLES that has none.
+text_to_image_r1, ...), `detection`, `cost`, or `page`: all of table.md but its title. Scores take rates=0,0.4 and
+rows="clip;never, no split", which leave all others out. A table without what was asked for is an error, and so is a
+page of PAGES_WITH_TABLES that has none.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from truepair.bench.grid import FIGURES
+from truepair.bench.results import page as page_of
 from truepair.bench.summary import columns, cost_table, detection_table, lines, score, score_table
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +40,7 @@ def table(words: str, root: Path) -> list[str]:
     """The table that a marker comment asks for. Raises ValueError, saying what is wrong with it."""
     file, what, *more = [*shlex.split(words), "", ""][: max(2, len(shlex.split(words)))]
     if not what or "=" in what:
-        raise ValueError(f"say which table before {what!r}: score, detection, cost or a figure")
+        raise ValueError(f"say which table before {what!r}: score, detection, cost, page or a figure")
     try:
         results = json.loads((root / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -46,17 +48,22 @@ def table(words: str, root: Path) -> list[str]:
     chosen = dict(word.partition("=")[::2] for word in more)
     if unknown := chosen.keys() - {"rates", "rows"}:
         raise ValueError(f"{unknown.pop()!r} is not known; rates=A,B and rows=A;B are")
-    if what in ("detection", "cost"):
+    if what in ("detection", "cost", "page"):
         if chosen:
             raise ValueError(f"{what} is always whole; {min(chosen)} is for scores")
-        made = detection_table(results) if what == "detection" else cost_table(results)
+        made = {"detection": detection_table, "cost": cost_table, "page": untitled}[what](results)
     elif what == "score" or what in FIGURES:
         made = scores(results, "" if what == "score" else what, chosen)
     else:
-        raise ValueError(f"{what!r} is no table; choose score, detection, cost, {', '.join(FIGURES)}")
+        raise ValueError(f"{what!r} is no table; choose score, detection, cost, page, {', '.join(FIGURES)}")
     if len(made) < 3:
         raise ValueError(f"{file} has no figures for {words!r}")
     return made
+
+
+def untitled(results: Mapping[str, Any]) -> list[str]:
+    """All of table.md below its title."""
+    return "\n".join(page_of(results)[2:]).strip().split("\n")
 
 
 def scores(results: Mapping[str, Any], figure: str, chosen: Mapping[str, str]) -> list[str]:

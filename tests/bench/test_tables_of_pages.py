@@ -12,6 +12,7 @@ from truepair.bench.grid import Grid
 from truepair.bench.results import gather
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tables.py"
+HARDWARE: dict[str, Any] = {"processor": "one", "cores": 1, "memory_gib": 1, "gpus": []}
 PAGE = "before\n<!-- truepair bench: a.json score rates=0 -->\nold\n<!-- end -->\nafter\n"
 
 
@@ -27,7 +28,7 @@ def tables() -> ModuleType:
 @pytest.fixture
 def root(grid: Grid, tmp_path: Path) -> Path:
     """A directory with results of one cell in a.json."""
-    made = {"truepair": "1", "commit": "", "versions": {}, "hardware": {}, "finished": "2026-01-01", "calls": []}
+    made = {"truepair": "1", "commit": "", "versions": {}, "hardware": HARDWARE, "finished": "2026-01-01", "calls": []}
     one: dict[str, Any] = {"cell": "x", "line": "gate, soft", "method": "gate", "kind": "", "rate": 0.0, "seed": 0}
     one |= {
         "oracle": False,
@@ -48,6 +49,8 @@ def test_what_stands_between_the_markers_is_what_the_file_says(tables: ModuleTyp
     assert tables.filled(once, root) == once
     chosen = tables.filled(PAGE.replace("rates=0", 'rows="gate, soft"'), root)
     assert "| gate, soft | 50.0 (1 seed) |" in chosen
+    page = tables.filled(PAGE.replace("score rates=0", "page"), root)
+    assert "| gate, soft | 50.0 (1 seed) |" in page and "## Cost" in page and "1 of " in page
     assert once.startswith("before\n<!-- truepair bench: a.json score rates=0 -->\n| method | clean |\n")
 
 
