@@ -135,8 +135,11 @@ def test_a_noise_model_that_comes_too_late_to_act_is_said(
     assert ("No noise model was fitted" in page) is (warmup == 3)
 
 
-def test_trouble_is_said_once_in_the_terminal(run_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    config = run_config(epochs=2)
+@pytest.mark.parametrize(("method", "times"), [("clip", 1), ("fff", 0)])
+def test_repeated_captions_are_said_once_and_not_to_a_method_that_knows_them(
+    run_config: Make, capsys: pytest.CaptureFixture[str], method: str, times: int
+) -> None:
+    config = run_config(epochs=2, method=method)
     table = PairTable.open(config.data).derive(Path(config.out).parent / "same")
     table.add_column("same", [["a drawing"]] * 256, {})
     table.caption_column = "same"
@@ -144,7 +147,7 @@ def test_trouble_is_said_once_in_the_terminal(run_config: Make, capsys: pytest.C
     config.data = str(table.path)
     train(config)
     said = capsys.readouterr().err
-    assert said.count("31 of 32 captions of a batch are repeated") == 1 and said.count("warning:") == 1
+    assert said.count("31 of 32 captions of a batch are repeated") == times == said.count("warning:")
 
 
 def test_an_image_that_went_bad_is_replaced_and_named_once_however_often_resumed(

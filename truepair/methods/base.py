@@ -22,6 +22,7 @@ class Needs:
     captions: int = 1  # K captions a row at least
     most_captions: int | None = None  # and at most
     images: bool = False  # `Pairs.images`
+    apart: bool = True  # equal captions should not meet in a batch: the method takes them for negatives
     views: int = 1  # V independent crops an image
     columns: tuple[str, ...] = ()  # numeric columns of the table
     model: str = ""  # what `--model` means when it is not given; empty: truepair-tiny

@@ -72,6 +72,7 @@ class Fff(Method):
             columns=tuple(dict.fromkeys(name for name in columns if name)),
             init_scale=2.302585,  # ln 10: τ = 0.1 (§3)
             init_bias="negatives",
+            apart=False,
         )
         self.register_buffer("running", torch.full((len(NUMBERS),), torch.nan))
 

@@ -126,7 +126,8 @@ class Monitor:
             epoch = step.step / self.job.order.steps
             speed = {"samples_per_s": round(rate, 1), "data_wait": round(wait, 4)}
             self.log.write("train", step.step, epoch=epoch, lr=step.lr, repeated_captions=share, **found, **speed)
-            sentences = self.trouble.watch(step.step, found["loss"], found["scale"], step.repeated, step.captions)
+            repeated = step.repeated if self.job.method.needs.apart else 0
+            sentences = self.trouble.watch(step.step, found["loss"], found["scale"], repeated, step.captions)
             for sentence in [*sentences, *self._complaint(found)]:
                 self.log.say(f"warning: {sentence}", style="yellow")
         last = self._pending[-1]
