@@ -28,8 +28,13 @@ from truepair.bench.results import page as page_of
 from truepair.bench.summary import columns, cost_table, detection_table, lines, score, score_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/choose.md")
-PAGES_WITH_TABLES: tuple[str, ...] = ()  # those of PAGES that must have a table
+PAGES = (
+    "README.md",
+    "docs/choose.md",
+    "benchmarks/results/2026-12-01-emoji-cpu.md",
+    "benchmarks/results/2026-12-01-natural.md",
+)
+PAGES_WITH_TABLES = PAGES  # those of PAGES that must have a table
 MARKER = "<!-- truepair bench:"
 PLACE = re.compile(
     r"(?P<open><!-- truepair bench: (?P<words>[^\n]*?) -->\n).*?(?P<close>^<!-- end -->)", re.DOTALL | re.M
