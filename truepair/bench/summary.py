@@ -150,7 +150,7 @@ def score_table(
     """The Markdown table of a figure; `rates` and `rows` leave all others out. The best method of a column is bold."""
     chosen = [column for column in columns(results) if not rates or column.rate in rates]
     found = [line for line in lines(results, score(results, figure, held_out), chosen) if not rows or line.name in rows]
-    top, usual = best(found), len(results["grid"]["seeds"])
+    top, (usual, said) = best(found), seeds_of(results, found)
     text = []
     for line in found:
         cells = []
@@ -158,7 +158,20 @@ def score_table(
             bold = cell is not None and not line.reference and cell.mean == most
             cells.append(f"**{shown(cell, usual=usual)}**" if bold else shown(cell, usual=usual))
         text.append((f"*{line.name}*" if line.reference else line.name, cells))
-    return markdown([column.head for column in chosen], text)
+    return markdown([column.head for column in chosen], text, first=f"method{said}")
+
+
+def seeds_of(results: Results, found: Sequence[Line]) -> tuple[int, str]:
+    """The number of seeds that most of a table's means are of, and " (1 of 2 seeds)" where all are of fewer than asked.
+
+    That is said once, then; where only some are of fewer, each of these says it (`shown`).
+    """
+    asked = len(results["grid"]["seeds"])
+    counts = {cell.n for line in found for cell in line.cells if cell}
+    if len(counts) != 1 or counts == {asked}:
+        return asked, ""
+    (usual,) = counts
+    return usual, f" ({usual} of {asked} seeds)"
 
 
 def detection_table(results: Results) -> list[str]:

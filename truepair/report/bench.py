@@ -82,7 +82,8 @@ def _score(results: Results, title: str, figure: str, held_out: str) -> Table:
     """The table of a figure of evaluations."""
     shown = summary.columns(results)
     found = summary.lines(results, summary.score(results, figure, held_out), shown)
-    top, usual, looks = summary.best(found), len(results["grid"]["seeds"]), _looks(results)
+    top, looks = summary.best(found), _looks(results)
+    usual, said = summary.seeds_of(results, found)
     lines = []
     for line in found:
         cells = [
@@ -96,7 +97,7 @@ def _score(results: Results, title: str, figure: str, held_out: str) -> Table:
             " Clip, clean: CLIP without noise, the same beside every rate. Oracle filter: CLIP on the truly matched "
             "pairs alone, as many samples as the others see; no method that only filters or weighs should pass it."
         )
-    return Table(title, [column.head for column in shown], lines, text)
+    return Table(title, [column.head for column in shown], lines, text, first=f"method{said}")
 
 
 def _series(found: Sequence[Line], columns: Sequence[Column], kind: str, numbers: Mapping[str, int]) -> list[Series]:
