@@ -13,10 +13,6 @@ from truepair.bench.state import known, write_json
 from truepair.pairs.columns import Values, whole, write_parquet
 
 WHERE = ("truepair", "commit", "versions", "hardware")  # of what a cell says of its making, the same for many
-COST = (
-    "Medians of a line's cells. Speeds compare only where nothing else ran on the machine. Peak memory: the most that "
-    "any cell had, on its GPU if it had one."
-)
 REFERENCES = (
     "Mean ± standard deviation of the seeds, in percent. *clip, clean*: CLIP without noise, the same beside every "
     "rate; *oracle filter*: CLIP on the truly matched pairs alone, as many samples as the others see."
@@ -131,7 +127,7 @@ def page(results: Mapping[str, Any]) -> list[str]:
         lines += [
             "## Cost",
             "",
-            COST,
+            summary.COST,
             "",
         ]
         lines += [*summary.cost_table(results), ""]

@@ -17,6 +17,10 @@ Value = Callable[[Mapping[str, Any]], float | None]  # of a cell
 MEAN_OF_SETS = ""  # in place of a held-out set's name
 DETECTED = ("auroc", "average_precision", "ece", "confidence_auroc")  # the last: of the method's own opinion
 MIB = 2**20
+COST = (
+    "Medians of a line's cells. Speeds compare only where nothing else ran on the machine. Peak memory: the most that "
+    "any cell had, on its GPU if it had one."
+)
 
 
 @dataclass(frozen=True)

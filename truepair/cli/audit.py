@@ -163,7 +163,7 @@ def _say_issues(result: Any) -> None:
     """A line an issue: how many rows have it of how many judged, and what to do; or why it was not looked for."""
     from rich.table import Table
 
-    from truepair.noise.issues.false_negatives import EVERYWHERE, false_negative_group, found_everywhere
+    from truepair.noise.issues.false_negatives import caution
 
     shown = Table(box=None, pad_edge=False)
     for name, justify in (("issue", "left"), ("flagged", "right"), ("judged", "right"), ("action", "left")):
@@ -175,8 +175,8 @@ def _say_issues(result: Any) -> None:
     for issue in result.record["issues"]:
         if issue["skipped"] is not None:
             console.print(f"  {issue['name']} was not looked for: {issue['skipped']}")
-        elif issue["name"] == false_negative_group.name and found_everywhere(issue["flagged"], issue["judged"]):
-            console.print(f"  {issue['name']}: {EVERYWHERE}", style="yellow")
+        elif said := caution(issue["name"], issue["flagged"], issue["judged"]):
+            console.print(f"  {issue['name']}: {said}", style="yellow")
     for second in result.against:
         for reason, count in second["unseen"].items():
             console.print(

@@ -188,7 +188,7 @@ def _cost(results: Results) -> Table:
     looks = _looks(results)
     heads, found = summary.cost_cells(results)
     lines = [Shown(name, [(t, False) for t in cells], name not in looks, looks.get(name, "")) for name, cells in found]
-    return Table("", heads, lines)
+    return Table("", heads, lines, text=summary.COST)
 
 
 def _rows(results: Results) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 class _PlainAttention(torch.autocast):
-    """Autocast, and attention by plain products: of up to 100 tokens, as captions are, two to five times as fast in
+    """Autocast, and attention by plain products: of up to 77 tokens, as captions have, two to five times as fast in
     bf16 on a CPU as torch's flash attention there (benchmarks/attention.py)."""
 
     def __enter__(self) -> Any:

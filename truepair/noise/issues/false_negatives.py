@@ -165,15 +165,18 @@ def _sliced(label: Ints) -> Ints:
     return cut
 
 
-def found_everywhere(flagged: int, judged: int) -> bool:
-    """Whether so many of the judged pairs belong together that the model, not the table, must be the reason."""
-    return 2 * flagged > judged
+def caution(name: str, flagged: int, judged: int) -> str:
+    """What to say where so many judged pairs belong together that the model, not the table, must be the reason.
 
+    name: of the issue that flagged them. "" for any other one, and where at most half of them are flagged.
+    """
+    if name != false_negative_group.name or 2 * flagged <= judged:
+        return ""
+    return (
+        "most pairs seem to describe each other, which says that the model tells too little apart to judge this; audit "
+        "with a better one before you act on it"
+    )
 
-EVERYWHERE = (
-    "most pairs seem to describe each other, which says that the model tells too little apart to judge this; audit "
-    "with a better one before you act on it"
-)
 
 false_negative_group = Issue(
     name="false_negative_group",

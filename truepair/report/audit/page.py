@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from truepair.errors import UserError
-from truepair.noise.issues.false_negatives import EVERYWHERE, false_negative_group, found_everywhere
+from truepair.noise.issues.false_negatives import caution
 from truepair.pairs.table import PairTable
 from truepair.report.audit import words
 from truepair.report.audit.examples import Example, embedded_json, examples, pictures
@@ -95,7 +95,7 @@ def _content(record: AuditRecord, per_issue: int) -> Content:
         "not_looked_for": [issue for issue in record.issues if issue.skipped],
         "most_flagged": max([issue.flagged for issue in looked_for], default=0) or 1,
         "sampled": sampled,
-        "everywhere": _everywhere(looked_for),
+        "caution": caution,
         "sources": _sources(record),
         "unseen": _unseen(record),
         "percent": words.percent,
@@ -115,15 +115,6 @@ def _content(record: AuditRecord, per_issue: int) -> Content:
         "toLabel": list(stratum),
     }
     return Content(samples, examples(record, samples, stratum), said, data)
-
-
-def _everywhere(looked_for: list[Issue]) -> dict[str, str]:
-    """What is to be said of an issue that the model sees in most pairs, by its name."""
-    return {
-        issue.name: EVERYWHERE
-        for issue in looked_for
-        if issue.name == false_negative_group.name and found_everywhere(issue.flagged, issue.judged)
-    }
 
 
 def _gravity(issue: Issue) -> tuple[bool, int, int]:
